@@ -131,6 +131,10 @@ class VirtualPath(PurePosixPath):
         """Tell which version is read: {what has versions: its version}, of texts."""
         return {}
 
+    def at_version(self) -> str:
+        """Write the path so that it names the version that is read, where its kind has any."""
+        return str(self)
+
     def entry(self) -> VirtualEntry:
         """Tell what is at the path. Raises FileNotFoundError where nothing is."""
         raise NotImplementedError
@@ -162,21 +166,24 @@ class VirtualPath(PurePosixPath):
         numbers = (mode, version, -1, 1, 0, 0, size, 0, version // 10**9, 0)
         return os.stat_result(numbers, {"st_mtime": version / 1e9, "st_mtime_ns": version})
 
+    def found(self) -> VirtualEntry | None:
+        """Tell what is at the path, None where nothing is."""
+        try:
+            return self.entry()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def exists(self) -> bool:
         """Tell whether there is a file or a folder."""
-        try:
-            self.entry()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+        return self.found() is not None
 
     def is_file(self) -> bool:
         """Tell whether there is a file."""
-        return self.exists() and not self.entry().is_folder
+        return (entry := self.found()) is not None and not entry.is_folder
 
     def is_dir(self) -> bool:
         """Tell whether there is a folder."""
-        return self.exists() and self.entry().is_folder
+        return (entry := self.found()) is not None and entry.is_folder
 
     def is_symlink(self) -> bool:
         """Say that it is no link."""

@@ -12,21 +12,24 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from nvfp4.errors import ConvertError
 from nvfp4.hub.client import (
+    NOT_ENCRYPTED,
     PASSING_STATUSES,
-    ListedFile,
     Passing,
     RangeAnswer,
     RemoteAddress,
     asked_wait,
+    is_encrypted,
     locate_file,
+    passing_problem,
     reason_of,
     requested,
+    server_of,
     wait_for,
 )
+from nvfp4.hub.listing import HubPlace, ListedFile
 
 # A request asks for up to so many bytes: some tenth of a second of a fast line.
 BLOCK_BYTES = 8 << 20
@@ -45,14 +48,14 @@ GLANCE = 1.0
 class RemoteFile:
     """Fetch ranges of one file at one commit; threads may share it.
 
-    shown: what messages call it. kind, name, commit, path: of the repository, and in it. size: in
-    bytes; etag: the hash of its content, or "".
+    shown: what messages call it. place: where it is, with today's name of its repository, and the
+    commit as revision. listed: its size in bytes, and the hash of its content.
     """
 
-    def __init__(self, shown: str, of: tuple[str, str, str], path: str, listed: ListedFile):
-        self.shown, self.of, self.path, (self.size, self.etag) = shown, of, path, listed
+    def __init__(self, shown: str, place: HubPlace, listed: ListedFile):
+        self.shown, self.place, self.size = shown, place, listed.size
         # The hash of a small file is told in several spellings: only that of a large one counts.
-        self.etag = self.etag if len(self.etag) == 64 else ""
+        self.etag = listed.etag if len(listed.etag) == 64 else ""
         self.lock, self.address, self.stored = threading.Lock(), None, {}
 
     def changed(self) -> ConvertError:
@@ -63,7 +66,7 @@ class RemoteFile:
         """Return the address to ask, and ask the Hub for one where there is none."""
         with self.lock:
             if self.address is None:
-                found = locate_file(self.shown, *self.of, self.path)
+                found = locate_file(self.shown, self.place)
                 self.etag = self.etag or found.etag
                 if found.size not in (None, self.size) or found.etag != self.etag:
                     raise self.changed()
@@ -106,11 +109,12 @@ class RemoteFile:
         except (ConvertError, Passing):
             raise
         except Exception as error:  # noqa: BLE001, each version has another client's
-            raise Passing(f"{self.shown}: {reason_of(error)}") from None
+            raise passing_problem(self.shown, error) from None
 
     def check(self, answer: RangeAnswer, begin: int, address: RemoteAddress) -> None:
         """Raise Passing or ConvertError for an answer whose body is not the bytes from `begin`."""
-        status, headers, _ = answer
+        status, headers = answer.status, answer.headers
+        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range") or "")
         if status in EXPIRED_STATUSES:
             with self.lock:
                 self.address = None if self.address is address else self.address
@@ -118,18 +122,20 @@ class RemoteFile:
             raise Passing(f"{self.shown}: HTTP {status}", asked_wait(headers))
         if status not in (200, 206, 416):
             raise ConvertError(f"{self.shown}: HTTP {status}")
-        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range") or "")
-        total = told[2] if told else headers.get("content-length") or "*"
-        if status == 416 or (status == 200 and total not in ("*", str(self.size))):
+        if answer.is_open and is_encrypted(address.url):
+            raise ConvertError(f"{self.shown}: {NOT_ENCRYPTED}")
+        if (headers.get("content-encoding") or "identity").lower() != "identity":
+            raise Passing(f"{self.shown}: bytes came encoded that were asked for as they are")
+        whole = headers.get("content-length") if status == 200 else None
+        total = told[2] if told else whole
+        if status == 416 or total not in (None, "*", str(self.size)):
             raise self.changed()
-        if status == 206 and (not told or int(told[1]) != begin):
-            raise Passing(f"{self.shown}: other bytes came than were asked for")
-        if status == 200 and begin:
-            raise Passing(f"{self.shown}: the whole file came where a part was asked for")
-        if total not in ("*", str(self.size)):
-            raise self.changed()
+        if (int(told[1]) if told else 0 if status == 200 else None) != begin:
+            what = "the whole file came where a part was asked for"
+            other = "other bytes came than were asked for"
+            raise Passing(f"{self.shown}: {what if status == 200 else other}")
         # Those who store a file name its content in a way of their own, each always the same.
-        host, etag = urlsplit(address.url).netloc, headers.get("etag") or ""
+        host, etag = server_of(address.url)[1], headers.get("etag") or ""
         if etag and self.stored.setdefault(host, etag) != etag:
             raise self.changed()
 
@@ -248,6 +254,7 @@ class RemotePlan:
         finally:
             with self.changed:
                 block.data, block.error = (None, error) if error else (data, None)
+                self.held -= size if error else 0
                 self.changed.notify_all()
 
     def covering(self, file: RemoteFile, begin: int) -> RemoteBlock | None:

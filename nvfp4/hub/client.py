@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from nvfp4.errors import ConvertError
+from nvfp4.hub.listing import COMMIT, HubPlace, ListedFile, RemoteListing, checked_listing
 
 # What the Hub learns of who asks.
 CLIENT = "convert_nvfp4"
@@ -35,6 +36,12 @@ REASONS = {
 }
 # What to do without a token, or with one that does not open a repository.
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+LOG_IN_ANEW = "log in anew with `hf auth login`, or change HF_TOKEN"
+NO_REPOSITORY = "no such repository, or a private one: check its name, or"
+# What is told of a branch, a tag or a commit that is not there.
+NO_REVISION = "the repository has no such revision"
+# Why bytes are not taken that were on their way without TLS.
+NOT_ENCRYPTED = "the Hub leads from https to http, where anybody could change what comes"
 
 
 class Passing(Exception):
@@ -46,26 +53,15 @@ class Passing(Exception):
 
 
 class RangeAnswer(NamedTuple):
-    """Hold the answer to a request for bytes: status, headers, and the body in chunks."""
+    """Hold the answer to a request for bytes: status, headers, and the body in chunks.
+
+    is_open: whether it, or an address that led to it, was asked without TLS.
+    """
 
     status: int
     headers: Mapping[str, str]
     chunks: Iterable[bytes]
-
-
-class ListedFile(NamedTuple):
-    """Tell a file's size in bytes, and the name of its content: a hash, "" where none is known."""
-
-    size: int
-    etag: str = ""
-
-
-class RemoteListing(NamedTuple):
-    """Hold what a repository is: its name today, its commit, {path: its file}."""
-
-    name: str
-    commit: str
-    files: dict[str, ListedFile]
+    is_open: bool = False
 
 
 class RemoteAddress(NamedTuple):
@@ -132,9 +128,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
 
 def reason_of(error: BaseException) -> str:
     """Tell why a request failed, without its address: by the system's words, or by the kind."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
-        causes.append(cause)
+    causes = causes_of(error)
     told = [one.strerror for one in causes if isinstance(one, OSError) and one.strerror]
     if told:
         return told[-1]
@@ -142,11 +136,12 @@ def reason_of(error: BaseException) -> str:
     return next((text for name, text in REASONS.items() if re.search(name, names)), names)
 
 
-def status_of(error: BaseException) -> tuple[int, Mapping[str, str]]:
-    """Take status and headers of the answer that an error is about; 0 and {} without one."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", 0)
-    return (status, response.headers) if status else (0, {})
+def causes_of(error: BaseException) -> list[BaseException]:
+    """List an error, and what it came of, innermost last."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    return causes
 
 
 def asking(shown: str, ask: Any) -> Any:
@@ -161,15 +156,22 @@ def asking(shown: str, ask: Any) -> Any:
         except ConvertError:
             raise
         except Exception as error:  # noqa: BLE001, each version has another client's
-            status, headers = status_of(error)
-            if type(error).__name__ == "OfflineModeIsEnabled":
-                raise ConvertError(f"{shown}: {offline_problem()}") from None
-            if refusal := refused(shown, status, headers, error):
-                raise ConvertError(refusal) from None
-            what = f"HTTP {status}" if status else f"cannot reach the Hub: {reason_of(error)}"
-            problem = Passing(f"{shown}: {what}", asked_wait(headers))
+            problem = passing_problem(shown, error, "cannot reach the Hub: ")
         tries += 1
         wait_for(tries, problem, stop)
+
+
+def passing_problem(shown: str, error: Exception, what: str = "") -> Passing:
+    """Make of a request's error what may pass. Raises ConvertError for one that will not.
+
+    what: what failed, where there was no answer.
+    """
+    refusal = refusal_of(error)
+    if text := refused(refusal):
+        raise ConvertError(f"{shown}: {text.format(page=page_of(shown))}") from None
+    status = refusal.status
+    what = f"HTTP {status}" if status else f"{what}{reason_of(error)}"
+    return Passing(f"{shown}: {what}", asked_wait(refusal.headers))
 
 
 def offline_problem() -> str:
@@ -177,34 +179,37 @@ def offline_problem() -> str:
     return "is not in the Hub's cache, and HF_HUB_OFFLINE forbids to fetch it"
 
 
-def refused(shown: str, status: int, headers: Mapping[str, str], error: BaseException) -> str:
-    """Tell what an answer means that will not change by itself, and what to do; "" for others."""
-    code, kind = headers.get("x-error-code") or "", type(error).__name__
-    if not status and kind in ("HFValidationError", "ValueError", "TypeError"):
-        return f"{shown}: {error}"
-    if status in (0, *PASSING_STATUSES):
-        return ""
-    page = f"{constants_of_hub().ENDPOINT}/{repository_in(shown)}"
-    if code == "GatedRepo" or kind == "GatedRepoError":
-        if status == 401:
-            return f"{shown}: is gated: accept its licence at {page}, then {LOG_IN}"
-        return (
-            f"{shown}: is gated, and your account has no access: accept its licence at {page} (a "
-            "fine-grained token has to allow gated repositories)"
-        )
-    if "disabled" in (headers.get("x-error-message") or ""):
-        return f"{shown}: access to the repository is disabled by the Hub"
-    if code == "RevisionNotFound" or kind == "RevisionNotFoundError":
-        return f"{shown}: the repository has no such revision"
-    if code == "EntryNotFound" or kind.endswith("EntryNotFoundError"):
-        return f"{shown}: the repository has no such file"
-    if "Invalid credentials" in (headers.get("x-error-message") or ""):
-        how = "log in anew with `hf auth login`, or change HF_TOKEN"
-        return f"{shown}: the Hub does not know the token: {how}"
-    if status in (401, 404):
-        why = "what your token may read" if has_token() else LOG_IN
-        return f"{shown}: no such repository, or a private one: check its name, or {why}"
-    return f"{shown}: the Hub refuses it: HTTP {status}"
+class Refusal(NamedTuple):
+    """Hold what is known of a request that failed.
+
+    status, headers: of the answer, 0 and {} without one. kinds: the names of the error's class, of
+    its bases, and of those of what it came of, between blanks.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    kinds: str
+
+    def is_kind(self, *names: str) -> bool:
+        """Tell whether it is of one of some kinds, by the names that libraries have for them."""
+        return any(f" {name} " in self.kinds for name in names)
+
+    def is_code(self, code: str) -> bool:
+        """Tell whether the Hub gives this code, or the library made an error of it."""
+        return self.headers.get("x-error-code") == code or self.is_kind(f"{code}Error")
+
+    def says(self, text: str) -> bool:
+        """Tell whether the Hub's message has this text."""
+        return text in (self.headers.get("x-error-message") or "")
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """Gather what is known of a request that failed."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    classes = [kind for cause in causes_of(error) for kind in type(cause).__mro__]
+    kinds = f" {' '.join(kind.__name__ for kind in classes)} "
+    return Refusal(status, response.headers if status else {}, kinds)
 
 
 def has_token() -> bool:
@@ -212,53 +217,127 @@ def has_token() -> bool:
     return bool(library().get_token())
 
 
-def repository_in(shown: str) -> str:
-    """Take from `hf://owner/repo@main/path` what follows the Hub's address on its page."""
+def has_plain_token() -> bool:
+    """Tell whether the token, where there is one, has only what a header can hold."""
+    return re.fullmatch("[!-~]*", library().get_token() or "") is not None
+
+
+# What will not change by itself, and what to do; the first row that fits is told, and "" stands for
+# what may pass. {page} is the repository's on the Hub.
+REFUSALS: tuple[tuple[Callable[[Refusal], bool], str], ...] = (
+    (lambda it: it.is_kind("OfflineModeIsEnabled"), offline_problem()),
+    (
+        lambda it: not it.status and not has_plain_token(),
+        f"the token has characters that none has: {LOG_IN_ANEW}",
+    ),
+    (
+        lambda it: not it.status and it.is_kind("HFValidationError"),
+        "the Hub has no repository of such a name",
+    ),
+    (
+        lambda it: it.is_kind("JSONDecodeError"),
+        "what answered is not the Hub: look whether this network wants a login in a browser",
+    ),
+    (lambda it: it.is_kind("TooManyRedirects"), "the Hub leads from one address to another"),
+    (
+        lambda it: it.is_kind(
+            "InvalidURL", "UnsupportedProtocol", "MissingSchema", "InvalidSchema"
+        ),
+        "HF_ENDPOINT, or where it leads to, is no address of the web",
+    ),
+    (
+        lambda it: it.is_kind("SSLCertVerificationError"),
+        "the certificate is not trusted here: a proxy may have put in its own",
+    ),
+    (
+        lambda it: (
+            not it.status
+            and it.is_kind("AttributeError", "LookupError", "TypeError", "ValueError")
+            and not it.is_kind("OSError", "HTTPError")
+        ),
+        "the Hub's answer is broken, or one that the installed huggingface_hub cannot read",
+    ),
+    (lambda it: it.status in (0, *PASSING_STATUSES), ""),
+    (
+        lambda it: it.is_code("GatedRepo") and it.status == 401,
+        f"is gated: accept its licence at {{page}}, then {LOG_IN}",
+    ),
+    (
+        lambda it: it.is_code("GatedRepo"),
+        "is gated, and your account has no access: accept its licence at {page} (a fine-grained "
+        "token has to allow gated repositories)",
+    ),
+    (lambda it: it.says("disabled"), "access to the repository is disabled by the Hub"),
+    (lambda it: it.is_code("RevisionNotFound"), NO_REVISION),
+    (lambda it: it.is_code("EntryNotFound"), "the repository has no such file"),
+    (lambda it: it.says("Invalid credentials"), f"the Hub does not know the token: {LOG_IN_ANEW}"),
+    (
+        lambda it: it.status in (401, 404) and has_token(),
+        f"{NO_REPOSITORY} what your token may read",
+    ),
+    (lambda it: it.status in (401, 404), f"{NO_REPOSITORY} {LOG_IN}"),
+)
+
+
+def refused(refusal: Refusal) -> str:
+    """Tell what an answer means that will not change by itself, and what to do; "" for others."""
+    found = (text for fits, text in REFUSALS if fits(refusal))
+    return next(found, f"the Hub refuses it: HTTP {refusal.status}")
+
+
+def page_of(shown: str) -> str:
+    """Name the page of the repository of `hf://owner/repo@main/path`, without a password."""
     kind, places = "", shown.removeprefix("hf://").split("/")
     if places[0] in ("datasets", "spaces"):
         kind, *places = places
-    return "/".join(filter(None, [kind, *places[:2]])).partition("@")[0]
+    repository = "/".join(filter(None, [kind, *places[:2]])).partition("@")[0]
+    return f"{'://'.join(server_of(constants_of_hub().ENDPOINT))}/{repository}"
 
 
-def list_repository(shown: str, kind: str, name: str, revision: str | None) -> RemoteListing:
+def list_repository(place: HubPlace, revision: str | None) -> RemoteListing:
     """Ask what a repository holds at a revision, the default branch if None: one request.
 
-    kind: "model", "dataset" or "space"; name: "owner/repo". Raises ConvertError.
+    Raises ConvertError.
     """
-    api = library().HfApi(library_name=CLIENT)
-    info = asking(
-        shown,
-        lambda: api.repo_info(
-            name, repo_type=kind, revision=revision, files_metadata=True, timeout=LONGEST_SILENCE
-        ),
-    )
-    files = {one.rfilename: listed_file(one) for one in info.siblings or ()}
-    return RemoteListing(getattr(info, "id", None) or name, info.sha, files)
+    api, shown = library().HfApi(library_name=CLIENT), place.repository
+    how = {"repo_type": place.kind, "files_metadata": True, "timeout": LONGEST_SILENCE}
+    info = asking(shown, lambda: api.repo_info(place.name, revision=revision, **how))
+    return checked_listing(shown, info.id, info.sha, info.siblings or ())
 
 
-def listed_file(sibling: Any) -> ListedFile:
-    """Read a file's size and hash from a listing; of Git LFS they are not those of the pointer."""
-    lfs = sibling.lfs or {}
-    # A dict, or an object of its own in some versions.
-    lfs = lfs if isinstance(lfs, Mapping) else vars(lfs)
-    size = lfs.get("size", sibling.size)
-    return ListedFile(int(size or 0), lfs.get("sha256") or sibling.blob_id or "")
+def locate_file(shown: str, place: HubPlace) -> RemoteAddress:
+    """Ask where a file's bytes are; the address may hold for minutes only. Raises ConvertError.
+
+    place: the file at a commit.
+    """
+    endpoint = constants_of_hub().ENDPOINT
+    how = {"repo_type": place.kind, "revision": place.revision, "endpoint": endpoint}
+    url = library().hf_hub_url(place.name, place.path, **how)
+    return asking(shown, lambda: address_of(shown, url))
 
 
-def locate_file(shown: str, kind: str, name: str, commit: str, path: str) -> RemoteAddress:
-    """Ask where a file's bytes are; the address may hold for minutes only. Raises ConvertError."""
-    hub, utils = library(), utilities()
-    url = hub.hf_hub_url(
-        name, path, repo_type=kind, revision=commit, endpoint=constants_of_hub().ENDPOINT
-    )
-    found = asking(
-        shown, lambda: hub.get_hf_file_metadata(url, timeout=LONGEST_SILENCE, library_name=CLIENT)
-    )
+def address_of(shown: str, url: str) -> RemoteAddress:
+    """Ask the Hub's address of a file where its bytes are; raises what the library does."""
+    how = {"timeout": LONGEST_SILENCE, "library_name": CLIENT}
+    found = library().get_hf_file_metadata(url, **how)
     headers = {"Accept-Encoding": "identity"}
+    if is_encrypted(url) and not is_encrypted(found.location):
+        raise ConvertError(f"{shown}: {NOT_ENCRYPTED}")
     # Who stores large files must not see the token: its addresses are signed.
-    if urlsplit(found.location)[:2] == urlsplit(url)[:2]:
-        headers |= utils.build_hf_headers(library_name=CLIENT)
+    if server_of(found.location) == server_of(url):
+        headers |= utilities().build_hf_headers(library_name=CLIENT)
     return RemoteAddress(found.location, headers, found.etag or "", found.size)
+
+
+def server_of(url: str) -> tuple[str, str]:
+    """Take scheme and host, with its port, from an address, without a user's name and password."""
+    scheme, host, *_ = urlsplit(url)
+    return scheme, host.rpartition("@")[2]
+
+
+def is_encrypted(url: str) -> bool:
+    """Tell whether an address is asked by TLS."""
+    return server_of(url)[0] == "https"
 
 
 @contextlib.contextmanager
@@ -266,44 +345,47 @@ def requested(url: str, headers: dict[str, str]) -> Iterator[RangeAnswer]:
     """Ask for bytes of an address, and give the RangeAnswer to the `with` block as it comes in."""
     session = utilities().get_session()
     # A session of `requests` has a setting by the name of httpx's method.
-    if callable(getattr(session, "stream", None)):
-        with session.stream("GET", url, headers=headers, timeout=LONGEST_SILENCE) as got:
-            yield RangeAnswer(got.status_code, got.headers, got.iter_raw())
-    else:
-        with session.get(url, headers=headers, timeout=LONGEST_SILENCE, stream=True) as got:
-            yield RangeAnswer(got.status_code, got.headers, got.iter_content(1 << 18))
+    is_httpx = callable(getattr(session, "stream", None))
+    how = {"headers": headers, "timeout": LONGEST_SILENCE}
+    asked = session.stream("GET", url, **how) if is_httpx else session.get(url, stream=True, **how)
+    with asked as got:
+        chunks = got.iter_raw() if is_httpx else got.iter_content(1 << 18)
+        is_open = not all(is_encrypted(str(one.url)) for one in (*got.history, got))
+        yield RangeAnswer(got.status_code, got.headers, chunks, is_open)
 
 
-def cache_folder(kind: str, name: str) -> Path:
+def cache_folder(place: HubPlace) -> Path:
     """Name the folder that the library's cache has for a repository."""
     constants = constants_of_hub()
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=place.name, repo_type=place.kind))
 
 
-def cached_file(kind: str, listing: RemoteListing, path: str) -> Path | None:
+def cached_file(place: HubPlace, listing: RemoteListing) -> Path | None:
     """Find a file of a commit in the library's cache, by its path or its hash; None without it.
 
     One that has not the size of the listing is passed over.
     """
-    name, commit, files = listing
-    found = library().try_to_load_from_cache(name, path, revision=commit, repo_type=kind)
-    places = [Path(found)] if isinstance(found, str) else []
-    if etag := files[path].etag:
-        places.append(cache_folder(kind, name) / "blobs" / etag)
-    size = files[path].size
-    return next((one for one in places if one.is_file() and one.stat().st_size == size), None)
+    folder, listed = cache_folder(place._replace(name=listing.name)), listing.files[place.path]
+    places = [folder / "snapshots" / listing.commit / place.path]
+    if listed.etag:
+        places.append(folder / "blobs" / listed.etag)
+    # On Windows a name with a colon may lead to another disk.
+    inside = (one for one in places if one.is_relative_to(folder))
+    found = (one for one in inside if one.is_file() and one.stat().st_size == listed.size)
+    return next(found, None)
 
 
-def cached_listing(shown: str, kind: str, name: str, revision: str | None) -> RemoteListing:
+def cached_listing(place: HubPlace, revision: str | None) -> RemoteListing:
     """Tell what the cache holds of a repository. Raises ConvertError where it has nothing of it."""
-    folder = cache_folder(kind, name)
+    folder = cache_folder(place)
     noted = folder / "refs" / (revision or "main")
     commit = noted.read_text().strip() if noted.is_file() else revision or ""
     snapshot = folder / "snapshots" / commit
-    if not commit or not snapshot.is_dir():
-        raise ConvertError(f"{shown}: {offline_problem()}")
+    if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
+        raise ConvertError(f"{place.repository}: {offline_problem()}")
     there = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*")}
     sizes = {path: file.stat().st_size for path, file in there.items() if file.is_file()}
-    return RemoteListing(name, commit, {path: ListedFile(size) for path, size in sizes.items()})
+    files = {path: ListedFile(size) for path, size in sizes.items()}
+    return RemoteListing(place.name, commit, files)

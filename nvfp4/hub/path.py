@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
+import itertools
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from nvfp4.errors import ConvertError, did_you_mean
 from nvfp4.hub.blocks import RemoteFile, RemotePlan
 from nvfp4.hub.client import (
-    RemoteListing,
     cached_file,
     cached_listing,
     is_offline,
     list_repository,
     offline_problem,
 )
+from nvfp4.hub.listing import HUB_NAME, REFS, HubPlace, RemoteListing
 from nvfp4.virtual import Read, VirtualEntry, VirtualFile, VirtualPath
 
 # How a path begins that is of no model's repository, and what the library calls its kind.
 KINDS_OF_REPOSITORIES = {"datasets": "dataset", "spaces": "space", "models": "model"}
-# Revisions with slashes in them, which the library knows as well.
-REFS = re.compile(r"(refs/(?:pr/\d+|convert/[\w.-]+))(?:/(.*))?", re.DOTALL)
-# The names that the Hub has for owners, repositories and, less strictly, revisions.
-HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+# A name that is not there is compared with so many of its folder: that takes 0.1 ms for each.
+MOST_COMPARED = 1000
 # How a path on the Hub is written, for messages.
 HUB_FORM = "hf://owner/repo[@revision][/path]"
-
-
-class HubPlace(NamedTuple):
-    """Hold the parts of a path on the Hub.
-
-    kind: "model", "dataset" or "space"; name: "owner/repo"; revision: as given, None for the
-    default branch; path: in the repository, "" for its root.
-    """
-
-    kind: str
-    name: str
-    revision: str | None
-    path: str
-
-    @property
-    def repository(self) -> str:
-        """Write the path of the repository, revision included."""
-        kind = "" if self.kind == "model" else f"{self.kind}s/"
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"hf://{kind}{self.name}{revision}"
 
 
 def hub_place(text: str) -> HubPlace:
@@ -76,7 +53,8 @@ class Hub:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.listings: dict[str, RemoteListing] = {}
-        self.files: dict[str, RemoteFile | Path] = {}
+        # By repository and path: a path may be typed in several ways.
+        self.files: dict[tuple[str, str], RemoteFile | Path] = {}
         self.plan = RemotePlan()
 
     def listing(self, place: HubPlace) -> RemoteListing:
@@ -89,11 +67,12 @@ class Hub:
     def pin(self, place: HubPlace, revision: str | None) -> str:
         """Ask for a repository anew, at the commit of a revision now, and return the commit."""
         ask = cached_listing if is_offline() else list_repository
-        listing = ask(place.repository, place.kind, place.name, revision)
-        begin = f"{place.repository}/"
+        listing = ask(place, revision)
         with self.lock:
             # What was another commit's, or has come to the cache since, or is no longer there.
-            self.files = {one: f for one, f in self.files.items() if not one.startswith(begin)}
+            self.files = {
+                key: file for key, file in self.files.items() if key[0] != place.repository
+            }
             self.listings[place.repository] = listing
         return listing.commit
 
@@ -107,18 +86,17 @@ class Hub:
 
     def file(self, path: HubPath) -> RemoteFile | Path:
         """Return what reads a file: a RemoteFile, or the file's path in the library's cache."""
+        place = path.place
+        key = (place.repository, place.path)
         with self.lock:
-            text, place = str(path), path.place
-            if text not in self.files:
+            if key not in self.files:
                 listing = self.listing(place)
-                found = cached_file(place.kind, listing, place.path)
+                found = cached_file(place, listing)
                 if found is None and is_offline():
                     raise ConvertError(f"{path}: {offline_problem()}")
-                of = (place.kind, listing.name, listing.commit)
-                self.files[text] = found or RemoteFile(
-                    text, of, place.path, listing.files[place.path]
-                )
-            return self.files[text]
+                pinned = place._replace(name=listing.name, revision=listing.commit)
+                self.files[key] = found or RemoteFile(str(path), pinned, listing.files[place.path])
+            return self.files[key]
 
 
 # What this process knows of the Hub.
@@ -191,18 +169,30 @@ class HubPath(VirtualPath):
         """Tell the commit that is read: {path of the repository: commit}."""
         return {self.place.repository: self.commit}
 
-    def entry(self) -> VirtualEntry:
-        """Tell size and version of a file of the repository. Raises FileNotFoundError."""
+    def at_version(self) -> str:
+        """Write the path at the commit that is read, by the repository's name today."""
+        listing = HUB.listing(self.place)
+        at = self.place._replace(name=listing.name, revision=listing.commit)
+        return f"{at.repository}/{at.path}".rstrip("/")
+
+    def found(self) -> VirtualEntry | None:
+        """Tell size and version of a file of the repository, or that there is a folder."""
         place = self.place
         listing = HUB.listing(place)
         if found := listing.files.get(place.path):
             told = hashlib.sha256(f"{listing.commit}/{place.path}".encode()).digest()
             # As a time it is some day in 1970, and so no file is older.
             return VirtualEntry(found.size, int.from_bytes(told[:6], "big"))
-        begin = f"{place.path}/" if place.path else ""
-        if any(path.startswith(begin) for path in listing.files) or not begin:
-            return VirtualEntry(is_folder=True)
-        hint = did_you_mean(place.path, listing.files)
+        return VirtualEntry(is_folder=True) if place.path in listing.folders else None
+
+    def entry(self) -> VirtualEntry:
+        """Tell what is at the path, as `found` does. Raises FileNotFoundError."""
+        if found := self.found():
+            return found
+        path, listing = self.place.path, HUB.listing(self.place)
+        begin = path[: path.rfind("/") + 1]
+        beside = itertools.islice(listing.folders.get(begin[:-1], ()), MOST_COMPARED)
+        hint = did_you_mean(path, (begin + name for name in beside))
         raise FileNotFoundError(2, f"no such file at commit {listing.commit[:7]}{hint}", str(self))
 
     def opened(self, size: int) -> io.RawIOBase:
@@ -215,9 +205,7 @@ class HubPath(VirtualPath):
     def names(self) -> Iterable[str]:
         """List the names of files and folders in a folder of the repository."""
         place = self.place
-        begin = f"{place.path}/" if place.path else ""
-        below = [path[len(begin) :] for path in HUB.listing(place).files if path.startswith(begin)]
-        return sorted({path.partition("/")[0] for path in below})
+        return HUB.listing(place).folders.get(place.path, [])
 
     def will_read(self, reads: list[Read]) -> None:
         """Have what is read next fetched ahead, except from the library's cache."""

@@ -76,20 +76,11 @@ def typed_value(value: object) -> str:
         strength = "" if value.strength == 1 else f":{value.strength!r}"
         return typed_value(value.path) + strength
     if isinstance(value, VirtualPath):
-        return at_revision(value)
+        return value.at_version()
     if isinstance(value, Path):
         # "." and ".." have no names that would tell others anything.
         return value.name if value.name.strip(".") else "FOLDER"
     return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def at_revision(path: VirtualPath) -> str:
-    """Write a virtual path at the revision that was read, where its kind has revisions."""
-    text = str(path)
-    for place, revision in path.revisions().items():
-        if text.startswith(place):
-            return f"{place.partition('@')[0]}@{revision}{text[len(place) :]}"
-    return text
 
 
 def typed_size(size: int) -> str:

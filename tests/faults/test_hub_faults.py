@@ -4,97 +4,30 @@ Faults that pass leave the bytes of the local conversion; of others one line tel
 half-written, and an older output stays. No token and no signed address gets anywhere.
 """
 
-import json
 import os
 import time
 
 import pytest
-import torch
-from safetensors.torch import save
 
 from nvfp4.cli.entry import main
 from nvfp4.files import unfinished
 from support.files import OLDER
-from support.hub_client import use_hub
-from support.hub_server import Fault, HubServer
+from support.hub_runs import (
+    BLOCK,
+    CDN,
+    FILE,
+    FIRST,
+    REPOSITORY,
+    SECOND,
+    TOKEN,
+    convert,
+    forget_the_hub,
+    parts,
+    told,
+)
+from support.hub_server import Fault
 
 pytest.importorskip("huggingface_hub")
-TOKEN = "hf_ThisIsASecret"
-REPOSITORY = "owner/model"
-FILE = "wan.safetensors"
-LAYERS = [f"blocks.{block}.{part}" for block in range(4) for part in ("ffn.0", "attn.q", "attn.o")]
-BLOCK = 1 << 15
-
-
-def model(seed):
-    """The bytes of a model of 12 layers, 1.6 MB: four blocks of three 256 x 256 layers."""
-    made = torch.Generator().manual_seed(seed)
-    weights = {f"{name}.weight": torch.randn(256, 256, generator=made) for name in LAYERS}
-    return save({name: weight.to(torch.bfloat16) for name, weight in weights.items()})
-
-
-FIRST, SECOND = model(1), model(2)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub with one model, and a client that asks for small ranges and waits for 10 ms."""
-    from nvfp4.hub import blocks, client, path
-
-    with HubServer() as server:
-        server.store.tokens = {TOKEN: {REPOSITORY}, "hf_Another": set()}
-        server.put(REPOSITORY, {FILE: FIRST, "README.md": b"# model", "config.json": b"{}"})
-        use_hub(monkeypatch, server, tmp_path / "home")
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(client, "WAITS", (0.01,) * 4)
-        monkeypatch.setattr(client, "LONGEST_SILENCE", 1.0)
-        monkeypatch.setattr(client, "LONGEST_ASKED", 0.05)
-        monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK)
-        monkeypatch.setattr(blocks, "MOST_HELD", 4 * BLOCK)
-        monkeypatch.setattr(path, "HUB", path.Hub())
-        yield server
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory):
-    """The local conversion: {seed's content: the bytes behind the output's header}."""
-    folder = tmp_path_factory.mktemp("local")
-    found = {}
-    for content in (FIRST, SECOND):
-        (folder / FILE).write_bytes(content)
-        output = folder / "out.safetensors"
-        assert convert(folder / FILE, output) == 0
-        found[content] = parts(output)
-    return found
-
-
-def convert(source, output, *more):
-    """Convert every layer to NVFP4; return the exit status."""
-    return main([str(source), str(output), "--preset", "all", "--quiet", *more])
-
-
-def parts(path):
-    """The header of a file without the revisions of its sources, and its data."""
-    content = path.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    record = json.loads(header["__metadata__"]["convert_nvfp4"])
-    record.pop("revisions", None)
-    header["__metadata__"]["convert_nvfp4"] = record
-    return header, content[end:]
-
-
-def told(capsys):
-    """What was printed: the error's one line, or "" where there is none."""
-    out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    assert TOKEN not in out + err
-    assert "Signature" not in out + err
-    lines = [line for line in err.splitlines() if line.startswith("error:")]
-    return lines[0] if lines else ""
-
-
-CDN = {"of": "cdn", "method": "GET"}
 PASSING = {
     "cut off in a range": [Fault(**CDN, cut=1000, times=3)],
     "reset in a range": [Fault(**CDN, cut=1000, reset=True, skip=2, times=3)],
@@ -327,13 +260,6 @@ def test_resume_goes_on_at_the_commit_that_was_begun(hub, local, tmp_path, capsy
     ]
     assert 0 < sum(asked.sent for asked in later) < len(FIRST) - BLOCK
     assert not [*tmp_path.glob("*.journal")]
-
-
-def forget_the_hub(monkeypatch):
-    """Make this process one that has asked for nothing yet."""
-    from nvfp4.hub import path
-
-    monkeypatch.setattr(path, "HUB", path.Hub())
 
 
 def test_no_token_and_no_address_gets_into_any_file(hub, tmp_path, capsys):

@@ -51,7 +51,8 @@ class HubServer:
     """The stand-in: `with HubServer() as hub:`, files by `hub.put`, faults by `hub.faults.append`.
 
     rate: bytes per second of all connections together; each: of every single one. link_life: the
-    seconds for which a signed address holds. page: the most entries of a listing's page.
+    seconds for which a signed address holds. page: the most entries of a listing's page. spoil:
+    makes another answer of what is told of a repository.
     """
 
     def __init__(self, *, rate: float | None = None, each: float | None = None, port: int = 0):
@@ -62,6 +63,7 @@ class HubServer:
         self.lock = threading.Lock()
         self.link_life, self.page, self.each = 3600.0, 1000, each
         self.pace = Pace(rate)
+        self.spoil = dict
         self.busy = self.busiest = 0
         self.ports = {name: Port(("127.0.0.1", port * (name == "hub")), name, self)
                       for name in ("hub", "cdn")}  # fmt: skip
@@ -175,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
         self.json({"error": str(error)}, error.status, headers)
 
     def json(self, content, status: int = 200, headers: dict | None = None) -> None:
-        body = json.dumps(content).encode()
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.begin(status, {"Content-Type": "application/json", "Content-Length": str(len(body)),
                             **(headers or {}), **self.fault.headers})  # fmt: skip
         if self.command != "HEAD":
@@ -251,12 +253,12 @@ class Handler(BaseHTTPRequestHandler):
                 told |= {"lfs": {"sha256": blob.sha256, "size": blob.size, "pointerSize": 134}
                          } if blob.large else {}  # fmt: skip
             siblings.append(told)
-        self.json({
+        self.json(self.server.hub.spoil({
             "_id": "1", "id": found.name, "modelId": found.name, "sha": sha, "siblings": siblings,
             "private": found.private, "gated": "auto" if found.gated else False,
             "disabled": found.disabled, "tags": [], "downloads": 0, "likes": 0,
             "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
-        })  # fmt: skip
+        }))  # fmt: skip
 
     def refs(self, repo: str) -> None:
         branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": sha}

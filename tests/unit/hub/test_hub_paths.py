@@ -1,11 +1,12 @@
 """Paths on the Hub: how they are written, what is at them, which commit they stay with."""
 
+import dataclasses
 import sys
 
 import pytest
 
 from nvfp4.errors import ConvertError
-from nvfp4.hub.client import ListedFile, RemoteListing
+from nvfp4.hub.listing import ListedFile, RemoteListing
 from nvfp4.hub.path import Hub, HubPath, hub_place
 from nvfp4.options.kinds import input_path
 from nvfp4.options.naming import source_name
@@ -94,7 +95,7 @@ def test_files_and_folders_are_as_the_listing_says(hub):
 def test_two_revisions_have_versions_of_their_own_commit(hub):
     one, other = HubPath.made("hf://o/r/a.safetensors"), HubPath.made("hf://o/r@v1/a.safetensors")
     assert one.entry() == other.entry()
-    hub.listings["hf://o/r@v1"] = hub.listings["hf://o/r"]._replace(commit="f" * 40)
+    hub.listings["hf://o/r@v1"] = dataclasses.replace(hub.listings["hf://o/r"], commit="f" * 40)
     assert one.entry().version != other.entry().version
     assert one.entry().version < 1 << 48
     assert other.revisions() == {"hf://o/r@v1": "f" * 40}
