@@ -1052,6 +1052,113 @@ def exists(path: Path) -> bool:
         return False
 
 
+# ── nvfp4/hub/listing.py: What a repository on the Hub holds, read from an answer that is as untrus
+
+# The names that the Hub has for owners, repositories and, less strictly, revisions.
+HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+# Revisions with slashes in them, which the library knows as well.
+REFS = re.compile(r"(refs/(?:pr/\d+|convert/[\w.-]+))(?:/(.*))?", re.DOTALL)
+# The commits of Git, and the hashes of contents: of Git for small files, of Git LFS for large ones.
+COMMIT = re.compile("[0-9a-f]{40}")
+CONTENT_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+# What no part of a path in a repository may be or hold: it could lead to another file on a disk.
+NO_PART = re.compile(r"\.{0,2}|.*[\\\x00-\x1f\x7f-\x9f\ud800-\udfff].*", re.DOTALL)
+# Sizes are told to the system in signed integers of so many bits.
+SIZE_BITS = 63
+
+
+class HubPlace(NamedTuple):
+    """Hold the parts of a path on the Hub.
+
+    kind: "model", "dataset" or "space"; name: "owner/repo"; revision: as given, None for the
+    default branch; path: in the repository, "" for its root.
+    """
+
+    kind: str
+    name: str
+    revision: str | None
+    path: str
+
+    @property
+    def repository(self) -> str:
+        """Write the path of the repository, revision included, as it may be typed."""
+        kind = "" if self.kind == "model" else f"{self.kind}s/"
+        revision = self.revision or ""
+        if not REFS.fullmatch(revision):
+            revision = revision.replace("/", "%2F")
+        return f"hf://{kind}{self.name}{'@' if revision else ''}{revision}"
+
+
+class ListedFile(NamedTuple):
+    """Tell a file's size in bytes, and the name of its content: a hash, "" where none is known."""
+
+    size: int
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class RemoteListing:
+    """Hold what a repository is: its name today, its commit, {path: its file}."""
+
+    name: str
+    commit: str
+    files: Mapping[str, ListedFile]
+
+    @cached_property
+    def folders(self) -> dict[str, list[str]]:
+        """List what is in each folder, sorted by name: {path of the folder, "" the root: names}."""
+        found: dict[str, set[str]] = {"": set()}
+        for path in self.files:
+            while path:
+                folder, _, name = path.rpartition("/")
+                is_known = folder in found
+                found.setdefault(folder, set()).add(name)
+                path = "" if is_known else folder
+        return {folder: sorted(names) for folder, names in found.items()}
+
+
+def checked_listing(shown: str, name: Any, commit: Any, siblings: Iterable) -> RemoteListing:
+    """Make a listing of the parts of the Hub's answer, none of which need be what it should be.
+
+    shown: what messages begin with; siblings: objects with rfilename, size, blob_id and lfs.
+    Raises ConvertError for the first part that is something else.
+    """
+    broken = f"{shown}: the Hub's answer is broken"
+    owner, _, last = name.partition("/") if isinstance(name, str) else ("", "", "")
+    if not HUB_NAME.fullmatch(owner) or not HUB_NAME.fullmatch(last):
+        raise ConvertError(f"{broken}: the repository's name is {told_value(name)}")
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise ConvertError(f"{broken}: the commit is {told_value(commit)}")
+    files = {}
+    for one in siblings:
+        path = one.rfilename
+        if not isinstance(path, str) or any(map(NO_PART.fullmatch, path.split("/"))):
+            raise ConvertError(f"{broken}: it lists a file by the name {told_value(path)}")
+        files[path] = listed_file(f"{broken}: {path}", one)
+    return RemoteListing(name, commit, files)
+
+
+def listed_file(broken: str, sibling: Any) -> ListedFile:
+    """Read a file's size and hash from a listing; of Git LFS they are not those of the pointer.
+
+    broken: how a message on what they cannot be begins, a ConvertError.
+    """
+    lfs = sibling.lfs or {}
+    # A dict, or an object of its own in some versions.
+    lfs = lfs if isinstance(lfs, Mapping) else vars(lfs)
+    size, etag = lfs.get("size", sibling.size), lfs.get("sha256") or sibling.blob_id or ""
+    if type(size) is not int or size < 0 or size.bit_length() > SIZE_BITS:
+        raise ConvertError(f"{broken} has the size {told_value(size)}")
+    if etag and not (isinstance(etag, str) and CONTENT_HASH.fullmatch(etag)):
+        raise ConvertError(f"{broken} has the hash {told_value(etag)}")
+    return ListedFile(size, etag)
+
+
+def told_value(value: Any) -> str:
+    """Write the beginning of what is something else than it should be, without control bytes."""
+    return ascii(value)[:EXCERPT]
+
+
 # ── nvfp4/hub/client.py: Ask the Hub, through the library `huggingface_hub`: what a repository hold
 
 # What the Hub learns of who asks.
@@ -1072,6 +1179,12 @@ REASONS = {
 }
 # What to do without a token, or with one that does not open a repository.
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+LOG_IN_ANEW = "log in anew with `hf auth login`, or change HF_TOKEN"
+NO_REPOSITORY = "no such repository, or a private one: check its name, or"
+# What is told of a branch, a tag or a commit that is not there.
+NO_REVISION = "the repository has no such revision"
+# Why bytes are not taken that were on their way without TLS.
+NOT_ENCRYPTED = "the Hub leads from https to http, where anybody could change what comes"
 
 
 class Passing(Exception):
@@ -1083,26 +1196,15 @@ class Passing(Exception):
 
 
 class RangeAnswer(NamedTuple):
-    """Hold the answer to a request for bytes: status, headers, and the body in chunks."""
+    """Hold the answer to a request for bytes: status, headers, and the body in chunks.
+
+    is_open: whether it, or an address that led to it, was asked without TLS.
+    """
 
     status: int
     headers: Mapping[str, str]
     chunks: Iterable[bytes]
-
-
-class ListedFile(NamedTuple):
-    """Tell a file's size in bytes, and the name of its content: a hash, "" where none is known."""
-
-    size: int
-    etag: str = ""
-
-
-class RemoteListing(NamedTuple):
-    """Hold what a repository is: its name today, its commit, {path: its file}."""
-
-    name: str
-    commit: str
-    files: dict[str, ListedFile]
+    is_open: bool = False
 
 
 class RemoteAddress(NamedTuple):
@@ -1169,9 +1271,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
 
 def reason_of(error: BaseException) -> str:
     """Tell why a request failed, without its address: by the system's words, or by the kind."""
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
-        causes.append(cause)
+    causes = causes_of(error)
     told = [one.strerror for one in causes if isinstance(one, OSError) and one.strerror]
     if told:
         return told[-1]
@@ -1179,11 +1279,12 @@ def reason_of(error: BaseException) -> str:
     return next((text for name, text in REASONS.items() if re.search(name, names)), names)
 
 
-def status_of(error: BaseException) -> tuple[int, Mapping[str, str]]:
-    """Take status and headers of the answer that an error is about; 0 and {} without one."""
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", 0)
-    return (status, response.headers) if status else (0, {})
+def causes_of(error: BaseException) -> list[BaseException]:
+    """List an error, and what it came of, innermost last."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    return causes
 
 
 def asking(shown: str, ask: Any) -> Any:
@@ -1198,15 +1299,22 @@ def asking(shown: str, ask: Any) -> Any:
         except ConvertError:
             raise
         except Exception as error:  # noqa: BLE001, each version has another client's
-            status, headers = status_of(error)
-            if type(error).__name__ == "OfflineModeIsEnabled":
-                raise ConvertError(f"{shown}: {offline_problem()}") from None
-            if refusal := refused(shown, status, headers, error):
-                raise ConvertError(refusal) from None
-            what = f"HTTP {status}" if status else f"cannot reach the Hub: {reason_of(error)}"
-            problem = Passing(f"{shown}: {what}", asked_wait(headers))
+            problem = passing_problem(shown, error, "cannot reach the Hub: ")
         tries += 1
         wait_for(tries, problem, stop)
+
+
+def passing_problem(shown: str, error: Exception, what: str = "") -> Passing:
+    """Make of a request's error what may pass. Raises ConvertError for one that will not.
+
+    what: what failed, where there was no answer.
+    """
+    refusal = refusal_of(error)
+    if text := refused(refusal):
+        raise ConvertError(f"{shown}: {text.format(page=page_of(shown))}") from None
+    status = refusal.status
+    what = f"HTTP {status}" if status else f"{what}{reason_of(error)}"
+    return Passing(f"{shown}: {what}", asked_wait(refusal.headers))
 
 
 def offline_problem() -> str:
@@ -1214,34 +1322,37 @@ def offline_problem() -> str:
     return "is not in the Hub's cache, and HF_HUB_OFFLINE forbids to fetch it"
 
 
-def refused(shown: str, status: int, headers: Mapping[str, str], error: BaseException) -> str:
-    """Tell what an answer means that will not change by itself, and what to do; "" for others."""
-    code, kind = headers.get("x-error-code") or "", type(error).__name__
-    if not status and kind in ("HFValidationError", "ValueError", "TypeError"):
-        return f"{shown}: {error}"
-    if status in (0, *PASSING_STATUSES):
-        return ""
-    page = f"{constants_of_hub().ENDPOINT}/{repository_in(shown)}"
-    if code == "GatedRepo" or kind == "GatedRepoError":
-        if status == 401:
-            return f"{shown}: is gated: accept its licence at {page}, then {LOG_IN}"
-        return (
-            f"{shown}: is gated, and your account has no access: accept its licence at {page} (a "
-            "fine-grained token has to allow gated repositories)"
-        )
-    if "disabled" in (headers.get("x-error-message") or ""):
-        return f"{shown}: access to the repository is disabled by the Hub"
-    if code == "RevisionNotFound" or kind == "RevisionNotFoundError":
-        return f"{shown}: the repository has no such revision"
-    if code == "EntryNotFound" or kind.endswith("EntryNotFoundError"):
-        return f"{shown}: the repository has no such file"
-    if "Invalid credentials" in (headers.get("x-error-message") or ""):
-        how = "log in anew with `hf auth login`, or change HF_TOKEN"
-        return f"{shown}: the Hub does not know the token: {how}"
-    if status in (401, 404):
-        why = "what your token may read" if has_token() else LOG_IN
-        return f"{shown}: no such repository, or a private one: check its name, or {why}"
-    return f"{shown}: the Hub refuses it: HTTP {status}"
+class Refusal(NamedTuple):
+    """Hold what is known of a request that failed.
+
+    status, headers: of the answer, 0 and {} without one. kinds: the names of the error's class, of
+    its bases, and of those of what it came of, between blanks.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    kinds: str
+
+    def is_kind(self, *names: str) -> bool:
+        """Tell whether it is of one of some kinds, by the names that libraries have for them."""
+        return any(f" {name} " in self.kinds for name in names)
+
+    def is_code(self, code: str) -> bool:
+        """Tell whether the Hub gives this code, or the library made an error of it."""
+        return self.headers.get("x-error-code") == code or self.is_kind(f"{code}Error")
+
+    def says(self, text: str) -> bool:
+        """Tell whether the Hub's message has this text."""
+        return text in (self.headers.get("x-error-message") or "")
+
+
+def refusal_of(error: BaseException) -> Refusal:
+    """Gather what is known of a request that failed."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", 0)
+    classes = [kind for cause in causes_of(error) for kind in type(cause).__mro__]
+    kinds = f" {' '.join(kind.__name__ for kind in classes)} "
+    return Refusal(status, response.headers if status else {}, kinds)
 
 
 def has_token() -> bool:
@@ -1249,53 +1360,127 @@ def has_token() -> bool:
     return bool(library().get_token())
 
 
-def repository_in(shown: str) -> str:
-    """Take from `hf://owner/repo@main/path` what follows the Hub's address on its page."""
+def has_plain_token() -> bool:
+    """Tell whether the token, where there is one, has only what a header can hold."""
+    return re.fullmatch("[!-~]*", library().get_token() or "") is not None
+
+
+# What will not change by itself, and what to do; the first row that fits is told, and "" stands for
+# what may pass. {page} is the repository's on the Hub.
+REFUSALS: tuple[tuple[Callable[[Refusal], bool], str], ...] = (
+    (lambda it: it.is_kind("OfflineModeIsEnabled"), offline_problem()),
+    (
+        lambda it: not it.status and not has_plain_token(),
+        f"the token has characters that none has: {LOG_IN_ANEW}",
+    ),
+    (
+        lambda it: not it.status and it.is_kind("HFValidationError"),
+        "the Hub has no repository of such a name",
+    ),
+    (
+        lambda it: it.is_kind("JSONDecodeError"),
+        "what answered is not the Hub: look whether this network wants a login in a browser",
+    ),
+    (lambda it: it.is_kind("TooManyRedirects"), "the Hub leads from one address to another"),
+    (
+        lambda it: it.is_kind(
+            "InvalidURL", "UnsupportedProtocol", "MissingSchema", "InvalidSchema"
+        ),
+        "HF_ENDPOINT, or where it leads to, is no address of the web",
+    ),
+    (
+        lambda it: it.is_kind("SSLCertVerificationError"),
+        "the certificate is not trusted here: a proxy may have put in its own",
+    ),
+    (
+        lambda it: (
+            not it.status
+            and it.is_kind("AttributeError", "LookupError", "TypeError", "ValueError")
+            and not it.is_kind("OSError", "HTTPError")
+        ),
+        "the Hub's answer is broken, or one that the installed huggingface_hub cannot read",
+    ),
+    (lambda it: it.status in (0, *PASSING_STATUSES), ""),
+    (
+        lambda it: it.is_code("GatedRepo") and it.status == 401,
+        f"is gated: accept its licence at {{page}}, then {LOG_IN}",
+    ),
+    (
+        lambda it: it.is_code("GatedRepo"),
+        "is gated, and your account has no access: accept its licence at {page} (a fine-grained "
+        "token has to allow gated repositories)",
+    ),
+    (lambda it: it.says("disabled"), "access to the repository is disabled by the Hub"),
+    (lambda it: it.is_code("RevisionNotFound"), NO_REVISION),
+    (lambda it: it.is_code("EntryNotFound"), "the repository has no such file"),
+    (lambda it: it.says("Invalid credentials"), f"the Hub does not know the token: {LOG_IN_ANEW}"),
+    (
+        lambda it: it.status in (401, 404) and has_token(),
+        f"{NO_REPOSITORY} what your token may read",
+    ),
+    (lambda it: it.status in (401, 404), f"{NO_REPOSITORY} {LOG_IN}"),
+)
+
+
+def refused(refusal: Refusal) -> str:
+    """Tell what an answer means that will not change by itself, and what to do; "" for others."""
+    found = (text for fits, text in REFUSALS if fits(refusal))
+    return next(found, f"the Hub refuses it: HTTP {refusal.status}")
+
+
+def page_of(shown: str) -> str:
+    """Name the page of the repository of `hf://owner/repo@main/path`, without a password."""
     kind, places = "", shown.removeprefix("hf://").split("/")
     if places[0] in ("datasets", "spaces"):
         kind, *places = places
-    return "/".join(filter(None, [kind, *places[:2]])).partition("@")[0]
+    repository = "/".join(filter(None, [kind, *places[:2]])).partition("@")[0]
+    return f"{'://'.join(server_of(constants_of_hub().ENDPOINT))}/{repository}"
 
 
-def list_repository(shown: str, kind: str, name: str, revision: str | None) -> RemoteListing:
+def list_repository(place: HubPlace, revision: str | None) -> RemoteListing:
     """Ask what a repository holds at a revision, the default branch if None: one request.
 
-    kind: "model", "dataset" or "space"; name: "owner/repo". Raises ConvertError.
+    Raises ConvertError.
     """
-    api = library().HfApi(library_name=CLIENT)
-    info = asking(
-        shown,
-        lambda: api.repo_info(
-            name, repo_type=kind, revision=revision, files_metadata=True, timeout=LONGEST_SILENCE
-        ),
-    )
-    files = {one.rfilename: listed_file(one) for one in info.siblings or ()}
-    return RemoteListing(getattr(info, "id", None) or name, info.sha, files)
+    api, shown = library().HfApi(library_name=CLIENT), place.repository
+    how = {"repo_type": place.kind, "files_metadata": True, "timeout": LONGEST_SILENCE}
+    info = asking(shown, lambda: api.repo_info(place.name, revision=revision, **how))
+    return checked_listing(shown, info.id, info.sha, info.siblings or ())
 
 
-def listed_file(sibling: Any) -> ListedFile:
-    """Read a file's size and hash from a listing; of Git LFS they are not those of the pointer."""
-    lfs = sibling.lfs or {}
-    # A dict, or an object of its own in some versions.
-    lfs = lfs if isinstance(lfs, Mapping) else vars(lfs)
-    size = lfs.get("size", sibling.size)
-    return ListedFile(int(size or 0), lfs.get("sha256") or sibling.blob_id or "")
+def locate_file(shown: str, place: HubPlace) -> RemoteAddress:
+    """Ask where a file's bytes are; the address may hold for minutes only. Raises ConvertError.
+
+    place: the file at a commit.
+    """
+    endpoint = constants_of_hub().ENDPOINT
+    how = {"repo_type": place.kind, "revision": place.revision, "endpoint": endpoint}
+    url = library().hf_hub_url(place.name, place.path, **how)
+    return asking(shown, lambda: address_of(shown, url))
 
 
-def locate_file(shown: str, kind: str, name: str, commit: str, path: str) -> RemoteAddress:
-    """Ask where a file's bytes are; the address may hold for minutes only. Raises ConvertError."""
-    hub, utils = library(), utilities()
-    url = hub.hf_hub_url(
-        name, path, repo_type=kind, revision=commit, endpoint=constants_of_hub().ENDPOINT
-    )
-    found = asking(
-        shown, lambda: hub.get_hf_file_metadata(url, timeout=LONGEST_SILENCE, library_name=CLIENT)
-    )
+def address_of(shown: str, url: str) -> RemoteAddress:
+    """Ask the Hub's address of a file where its bytes are; raises what the library does."""
+    how = {"timeout": LONGEST_SILENCE, "library_name": CLIENT}
+    found = library().get_hf_file_metadata(url, **how)
     headers = {"Accept-Encoding": "identity"}
+    if is_encrypted(url) and not is_encrypted(found.location):
+        raise ConvertError(f"{shown}: {NOT_ENCRYPTED}")
     # Who stores large files must not see the token: its addresses are signed.
-    if urlsplit(found.location)[:2] == urlsplit(url)[:2]:
-        headers |= utils.build_hf_headers(library_name=CLIENT)
+    if server_of(found.location) == server_of(url):
+        headers |= utilities().build_hf_headers(library_name=CLIENT)
     return RemoteAddress(found.location, headers, found.etag or "", found.size)
+
+
+def server_of(url: str) -> tuple[str, str]:
+    """Take scheme and host, with its port, from an address, without a user's name and password."""
+    scheme, host, *_ = urlsplit(url)
+    return scheme, host.rpartition("@")[2]
+
+
+def is_encrypted(url: str) -> bool:
+    """Tell whether an address is asked by TLS."""
+    return server_of(url)[0] == "https"
 
 
 @contextlib.contextmanager
@@ -1303,47 +1488,50 @@ def requested(url: str, headers: dict[str, str]) -> Iterator[RangeAnswer]:
     """Ask for bytes of an address, and give the RangeAnswer to the `with` block as it comes in."""
     session = utilities().get_session()
     # A session of `requests` has a setting by the name of httpx's method.
-    if callable(getattr(session, "stream", None)):
-        with session.stream("GET", url, headers=headers, timeout=LONGEST_SILENCE) as got:
-            yield RangeAnswer(got.status_code, got.headers, got.iter_raw())
-    else:
-        with session.get(url, headers=headers, timeout=LONGEST_SILENCE, stream=True) as got:
-            yield RangeAnswer(got.status_code, got.headers, got.iter_content(1 << 18))
+    is_httpx = callable(getattr(session, "stream", None))
+    how = {"headers": headers, "timeout": LONGEST_SILENCE}
+    asked = session.stream("GET", url, **how) if is_httpx else session.get(url, stream=True, **how)
+    with asked as got:
+        chunks = got.iter_raw() if is_httpx else got.iter_content(1 << 18)
+        is_open = not all(is_encrypted(str(one.url)) for one in (*got.history, got))
+        yield RangeAnswer(got.status_code, got.headers, chunks, is_open)
 
 
-def cache_folder(kind: str, name: str) -> Path:
+def cache_folder(place: HubPlace) -> Path:
     """Name the folder that the library's cache has for a repository."""
     constants = constants_of_hub()
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind))
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=place.name, repo_type=place.kind))
 
 
-def cached_file(kind: str, listing: RemoteListing, path: str) -> Path | None:
+def cached_file(place: HubPlace, listing: RemoteListing) -> Path | None:
     """Find a file of a commit in the library's cache, by its path or its hash; None without it.
 
     One that has not the size of the listing is passed over.
     """
-    name, commit, files = listing
-    found = library().try_to_load_from_cache(name, path, revision=commit, repo_type=kind)
-    places = [Path(found)] if isinstance(found, str) else []
-    if etag := files[path].etag:
-        places.append(cache_folder(kind, name) / "blobs" / etag)
-    size = files[path].size
-    return next((one for one in places if one.is_file() and one.stat().st_size == size), None)
+    folder, listed = cache_folder(place._replace(name=listing.name)), listing.files[place.path]
+    places = [folder / "snapshots" / listing.commit / place.path]
+    if listed.etag:
+        places.append(folder / "blobs" / listed.etag)
+    # On Windows a name with a colon may lead to another disk.
+    inside = (one for one in places if one.is_relative_to(folder))
+    found = (one for one in inside if one.is_file() and one.stat().st_size == listed.size)
+    return next(found, None)
 
 
-def cached_listing(shown: str, kind: str, name: str, revision: str | None) -> RemoteListing:
+def cached_listing(place: HubPlace, revision: str | None) -> RemoteListing:
     """Tell what the cache holds of a repository. Raises ConvertError where it has nothing of it."""
-    folder = cache_folder(kind, name)
+    folder = cache_folder(place)
     noted = folder / "refs" / (revision or "main")
     commit = noted.read_text().strip() if noted.is_file() else revision or ""
     snapshot = folder / "snapshots" / commit
-    if not commit or not snapshot.is_dir():
-        raise ConvertError(f"{shown}: {offline_problem()}")
+    if not COMMIT.fullmatch(commit) or not snapshot.is_dir():
+        raise ConvertError(f"{place.repository}: {offline_problem()}")
     there = {path.relative_to(snapshot).as_posix(): path for path in snapshot.rglob("*")}
     sizes = {path: file.stat().st_size for path, file in there.items() if file.is_file()}
-    return RemoteListing(name, commit, {path: ListedFile(size) for path, size in sizes.items()})
+    files = {path: ListedFile(size) for path, size in sizes.items()}
+    return RemoteListing(place.name, commit, files)
 
 
 # ── nvfp4/hub/blocks.py: Fetch bytes of files on the Hub: in blocks, by several connections, ahead 
@@ -1365,14 +1553,14 @@ GLANCE = 1.0
 class RemoteFile:
     """Fetch ranges of one file at one commit; threads may share it.
 
-    shown: what messages call it. kind, name, commit, path: of the repository, and in it. size: in
-    bytes; etag: the hash of its content, or "".
+    shown: what messages call it. place: where it is, with today's name of its repository, and the
+    commit as revision. listed: its size in bytes, and the hash of its content.
     """
 
-    def __init__(self, shown: str, of: tuple[str, str, str], path: str, listed: ListedFile):
-        self.shown, self.of, self.path, (self.size, self.etag) = shown, of, path, listed
+    def __init__(self, shown: str, place: HubPlace, listed: ListedFile):
+        self.shown, self.place, self.size = shown, place, listed.size
         # The hash of a small file is told in several spellings: only that of a large one counts.
-        self.etag = self.etag if len(self.etag) == 64 else ""
+        self.etag = listed.etag if len(listed.etag) == 64 else ""
         self.lock, self.address, self.stored = threading.Lock(), None, {}
 
     def changed(self) -> ConvertError:
@@ -1383,7 +1571,7 @@ class RemoteFile:
         """Return the address to ask, and ask the Hub for one where there is none."""
         with self.lock:
             if self.address is None:
-                found = locate_file(self.shown, *self.of, self.path)
+                found = locate_file(self.shown, self.place)
                 self.etag = self.etag or found.etag
                 if found.size not in (None, self.size) or found.etag != self.etag:
                     raise self.changed()
@@ -1426,11 +1614,12 @@ class RemoteFile:
         except (ConvertError, Passing):
             raise
         except Exception as error:  # noqa: BLE001, each version has another client's
-            raise Passing(f"{self.shown}: {reason_of(error)}") from None
+            raise passing_problem(self.shown, error) from None
 
     def check(self, answer: RangeAnswer, begin: int, address: RemoteAddress) -> None:
         """Raise Passing or ConvertError for an answer whose body is not the bytes from `begin`."""
-        status, headers, _ = answer
+        status, headers = answer.status, answer.headers
+        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range") or "")
         if status in EXPIRED_STATUSES:
             with self.lock:
                 self.address = None if self.address is address else self.address
@@ -1438,18 +1627,20 @@ class RemoteFile:
             raise Passing(f"{self.shown}: HTTP {status}", asked_wait(headers))
         if status not in (200, 206, 416):
             raise ConvertError(f"{self.shown}: HTTP {status}")
-        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range") or "")
-        total = told[2] if told else headers.get("content-length") or "*"
-        if status == 416 or (status == 200 and total not in ("*", str(self.size))):
+        if answer.is_open and is_encrypted(address.url):
+            raise ConvertError(f"{self.shown}: {NOT_ENCRYPTED}")
+        if (headers.get("content-encoding") or "identity").lower() != "identity":
+            raise Passing(f"{self.shown}: bytes came encoded that were asked for as they are")
+        whole = headers.get("content-length") if status == 200 else None
+        total = told[2] if told else whole
+        if status == 416 or total not in (None, "*", str(self.size)):
             raise self.changed()
-        if status == 206 and (not told or int(told[1]) != begin):
-            raise Passing(f"{self.shown}: other bytes came than were asked for")
-        if status == 200 and begin:
-            raise Passing(f"{self.shown}: the whole file came where a part was asked for")
-        if total not in ("*", str(self.size)):
-            raise self.changed()
+        if (int(told[1]) if told else 0 if status == 200 else None) != begin:
+            what = "the whole file came where a part was asked for"
+            other = "other bytes came than were asked for"
+            raise Passing(f"{self.shown}: {what if status == 200 else other}")
         # Those who store a file name its content in a way of their own, each always the same.
-        host, etag = urlsplit(address.url).netloc, headers.get("etag") or ""
+        host, etag = server_of(address.url)[1], headers.get("etag") or ""
         if etag and self.stored.setdefault(host, etag) != etag:
             raise self.changed()
 
@@ -1568,6 +1759,7 @@ class RemotePlan:
         finally:
             with self.changed:
                 block.data, block.error = (None, error) if error else (data, None)
+                self.held -= size if error else 0
                 self.changed.notify_all()
 
     def covering(self, file: RemoteFile, begin: int) -> RemoteBlock | None:
@@ -1737,6 +1929,10 @@ class VirtualPath(PurePosixPath):
         """Tell which version is read: {what has versions: its version}, of texts."""
         return {}
 
+    def at_version(self) -> str:
+        """Write the path so that it names the version that is read, where its kind has any."""
+        return str(self)
+
     def entry(self) -> VirtualEntry:
         """Tell what is at the path. Raises FileNotFoundError where nothing is."""
         raise NotImplementedError
@@ -1768,21 +1964,24 @@ class VirtualPath(PurePosixPath):
         numbers = (mode, version, -1, 1, 0, 0, size, 0, version // 10**9, 0)
         return os.stat_result(numbers, {"st_mtime": version / 1e9, "st_mtime_ns": version})
 
+    def found(self) -> VirtualEntry | None:
+        """Tell what is at the path, None where nothing is."""
+        try:
+            return self.entry()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
     def exists(self) -> bool:
         """Tell whether there is a file or a folder."""
-        try:
-            self.entry()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        return True
+        return self.found() is not None
 
     def is_file(self) -> bool:
         """Tell whether there is a file."""
-        return self.exists() and not self.entry().is_folder
+        return (entry := self.found()) is not None and not entry.is_folder
 
     def is_dir(self) -> bool:
         """Tell whether there is a folder."""
-        return self.exists() and self.entry().is_folder
+        return (entry := self.found()) is not None and entry.is_folder
 
     def is_symlink(self) -> bool:
         """Say that it is no link."""
@@ -1894,32 +2093,10 @@ def reading_ahead(reads: Iterable[Read]) -> Iterator[None]:
 
 # How a path begins that is of no model's repository, and what the library calls its kind.
 KINDS_OF_REPOSITORIES = {"datasets": "dataset", "spaces": "space", "models": "model"}
-# Revisions with slashes in them, which the library knows as well.
-REFS = re.compile(r"(refs/(?:pr/\d+|convert/[\w.-]+))(?:/(.*))?", re.DOTALL)
-# The names that the Hub has for owners, repositories and, less strictly, revisions.
-HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
+# A name that is not there is compared with so many of its folder: that takes 0.1 ms for each.
+MOST_COMPARED = 1000
 # How a path on the Hub is written, for messages.
 HUB_FORM = "hf://owner/repo[@revision][/path]"
-
-
-class HubPlace(NamedTuple):
-    """Hold the parts of a path on the Hub.
-
-    kind: "model", "dataset" or "space"; name: "owner/repo"; revision: as given, None for the
-    default branch; path: in the repository, "" for its root.
-    """
-
-    kind: str
-    name: str
-    revision: str | None
-    path: str
-
-    @property
-    def repository(self) -> str:
-        """Write the path of the repository, revision included."""
-        kind = "" if self.kind == "model" else f"{self.kind}s/"
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"hf://{kind}{self.name}{revision}"
 
 
 def hub_place(text: str) -> HubPlace:
@@ -1946,7 +2123,8 @@ class Hub:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.listings: dict[str, RemoteListing] = {}
-        self.files: dict[str, RemoteFile | Path] = {}
+        # By repository and path: a path may be typed in several ways.
+        self.files: dict[tuple[str, str], RemoteFile | Path] = {}
         self.plan = RemotePlan()
 
     def listing(self, place: HubPlace) -> RemoteListing:
@@ -1959,11 +2137,12 @@ class Hub:
     def pin(self, place: HubPlace, revision: str | None) -> str:
         """Ask for a repository anew, at the commit of a revision now, and return the commit."""
         ask = cached_listing if is_offline() else list_repository
-        listing = ask(place.repository, place.kind, place.name, revision)
-        begin = f"{place.repository}/"
+        listing = ask(place, revision)
         with self.lock:
             # What was another commit's, or has come to the cache since, or is no longer there.
-            self.files = {one: f for one, f in self.files.items() if not one.startswith(begin)}
+            self.files = {
+                key: file for key, file in self.files.items() if key[0] != place.repository
+            }
             self.listings[place.repository] = listing
         return listing.commit
 
@@ -1977,18 +2156,17 @@ class Hub:
 
     def file(self, path: HubPath) -> RemoteFile | Path:
         """Return what reads a file: a RemoteFile, or the file's path in the library's cache."""
+        place = path.place
+        key = (place.repository, place.path)
         with self.lock:
-            text, place = str(path), path.place
-            if text not in self.files:
+            if key not in self.files:
                 listing = self.listing(place)
-                found = cached_file(place.kind, listing, place.path)
+                found = cached_file(place, listing)
                 if found is None and is_offline():
                     raise ConvertError(f"{path}: {offline_problem()}")
-                of = (place.kind, listing.name, listing.commit)
-                self.files[text] = found or RemoteFile(
-                    text, of, place.path, listing.files[place.path]
-                )
-            return self.files[text]
+                pinned = place._replace(name=listing.name, revision=listing.commit)
+                self.files[key] = found or RemoteFile(str(path), pinned, listing.files[place.path])
+            return self.files[key]
 
 
 # What this process knows of the Hub.
@@ -2061,18 +2239,30 @@ class HubPath(VirtualPath):
         """Tell the commit that is read: {path of the repository: commit}."""
         return {self.place.repository: self.commit}
 
-    def entry(self) -> VirtualEntry:
-        """Tell size and version of a file of the repository. Raises FileNotFoundError."""
+    def at_version(self) -> str:
+        """Write the path at the commit that is read, by the repository's name today."""
+        listing = HUB.listing(self.place)
+        at = self.place._replace(name=listing.name, revision=listing.commit)
+        return f"{at.repository}/{at.path}".rstrip("/")
+
+    def found(self) -> VirtualEntry | None:
+        """Tell size and version of a file of the repository, or that there is a folder."""
         place = self.place
         listing = HUB.listing(place)
         if found := listing.files.get(place.path):
             told = hashlib.sha256(f"{listing.commit}/{place.path}".encode()).digest()
             # As a time it is some day in 1970, and so no file is older.
             return VirtualEntry(found.size, int.from_bytes(told[:6], "big"))
-        begin = f"{place.path}/" if place.path else ""
-        if any(path.startswith(begin) for path in listing.files) or not begin:
-            return VirtualEntry(is_folder=True)
-        hint = did_you_mean(place.path, listing.files)
+        return VirtualEntry(is_folder=True) if place.path in listing.folders else None
+
+    def entry(self) -> VirtualEntry:
+        """Tell what is at the path, as `found` does. Raises FileNotFoundError."""
+        if found := self.found():
+            return found
+        path, listing = self.place.path, HUB.listing(self.place)
+        begin = path[: path.rfind("/") + 1]
+        beside = itertools.islice(listing.folders.get(begin[:-1], ()), MOST_COMPARED)
+        hint = did_you_mean(path, (begin + name for name in beside))
         raise FileNotFoundError(2, f"no such file at commit {listing.commit[:7]}{hint}", str(self))
 
     def opened(self, size: int) -> io.RawIOBase:
@@ -2085,9 +2275,7 @@ class HubPath(VirtualPath):
     def names(self) -> Iterable[str]:
         """List the names of files and folders in a folder of the repository."""
         place = self.place
-        begin = f"{place.path}/" if place.path else ""
-        below = [path[len(begin) :] for path in HUB.listing(place).files if path.startswith(begin)]
-        return sorted({path.partition("/")[0] for path in below})
+        return HUB.listing(place).folders.get(place.path, [])
 
     def will_read(self, reads: list[Read]) -> None:
         """Have what is read next fetched ahead, except from the library's cache."""
@@ -6289,20 +6477,11 @@ def typed_value(value: object) -> str:
         strength = "" if value.strength == 1 else f":{value.strength!r}"
         return typed_value(value.path) + strength
     if isinstance(value, VirtualPath):
-        return at_revision(value)
+        return value.at_version()
     if isinstance(value, Path):
         # "." and ".." have no names that would tell others anything.
         return value.name if value.name.strip(".") else "FOLDER"
     return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def at_revision(path: VirtualPath) -> str:
-    """Write a virtual path at the revision that was read, where its kind has revisions."""
-    text = str(path)
-    for place, revision in path.revisions().items():
-        if text.startswith(place):
-            return f"{place.partition('@')[0]}@{revision}{text[len(place) :]}"
-    return text
 
 
 def typed_size(size: int) -> str:
