@@ -20,6 +20,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from .files import recordings_folder
+from .made import changes, note_files
 from .record import recording_of, watched
 from .runtime import NodeError, converting
 from .second_moments import LAYERS
@@ -29,9 +30,6 @@ from .workflow import file_behind
 LAST_STEP = 10_000
 # Bytes of a file of prompts: a book has less.
 LONGEST_FILE = 10_000_000
-# {a node's own inputs: the recording that it made}, and how often that was deleted later.
-MADE: dict[tuple[str, ...], Path] = {}
-LOST: dict[tuple[str, ...], int] = {}
 
 
 def prompts_of(text: str, file: str) -> list[str]:
@@ -145,11 +143,6 @@ class Run:
             disable_pbar=True,
             seed=seed,
         )
-
-
-def key_of(*values: object) -> tuple[str, ...]:
-    """Make a key of a node's own inputs."""
-    return tuple(map(str, values))
 
 
 class NVFP4Calibrate(io.ComfyNode):
@@ -276,22 +269,12 @@ class NVFP4Calibrate(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(
-        cls, prompts="", prompts_file="", name="", steps=0, start_at_step=0, **_: object
-    ) -> tuple:
+    def fingerprint_inputs(cls, **values: object) -> tuple:
         """Have the node run again where its file of prompts changed, or its recording was deleted.
 
         People delete a recording to start again; ComfyUI would give on the name of what is gone.
         """
-        key = key_of(prompts, prompts_file, name, steps, start_at_step)
-        if key in MADE and not MADE[key].exists():
-            del MADE[key]
-            LOST[key] = LOST.get(key, 0) + 1
-        try:
-            changed = prompts_path(prompts_file).stat().st_mtime_ns
-        except (NodeError, OSError, AttributeError):
-            changed = 0
-        return changed, LOST.get(key, 0)
+        return changes(cls.hidden.unique_id, values)
 
     @classmethod
     def execute(  # noqa: PLR0913 (the node's inputs)
@@ -336,7 +319,9 @@ class NVFP4Calibrate(io.ComfyNode):
             run.sample(number, positive, share_of(latent, number, len(texts)), seed + number)
             for number, positive in enumerate(encoded)
         ]
-        MADE[key_of(prompts, prompts_file, name, steps, start_at_step)] = recording.path
+        note_files(node_id, filter(None, [prompts_path(prompts_file)]))
+        # Further runs add to a recording.
+        note_files(node_id, [recording.path], Path.exists)
         # Nested latents, of video with sound, are of models that come in one part.
         joined = sampled[-1] if sampled[-1].is_nested else torch.cat(sampled)
         # A converting node lists recordings by these names.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
+from functools import partial
 
 from comfy_api.latest import io
 
-from .convert import WIDTH, status
-from .files import NONE, find_lora, find_model, model_names
+from .convert import shortened
+from .files import NONE, find_lora, find_model, model_names, page_name
+from .made import changes, note_files
 from .pages import page_file
-from .runtime import NodeError, converting, for_node
+from .runtime import converting, for_node
 from .settings import LORAS
 
 
@@ -63,8 +63,7 @@ class NVFP4CheckFile(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **values: object) -> tuple:
         """Tell ComfyUI whether a file has changed since it was checked."""
-        names = (values.get(name) for name in ("model_file", "source"))
-        return tuple(fingerprint(name) for name in names if isinstance(name, str))
+        return changes(cls.hidden.unique_id, values)
 
     @classmethod
     def execute(cls, model_file: str, source: str, loras: tuple = ()) -> io.NodeOutput:
@@ -78,17 +77,11 @@ class NVFP4CheckFile(io.ComfyNode):
                 quiet=True,
             )
             check = program.verify_file(task)
-            page = page_file(f"{path.stem}_check.html")
+            page = page_file(page_name(path, "_check"))
             program.write_check(check, page)
-            found = program.render_check(check, WIDTH).replace(f"{path.parent}{os.sep}", "")
-            text = for_node(program, re.sub(r"^file\s+", "file      ", found, flags=re.M))
+            render = partial(program.render_check, check)
+            text = for_node(program, shortened(program, "file", path.parent, render))
+        read = [path, task.source, *(find_lora(name) for name, _ in loras or ())]
+        note_files(cls.hidden.unique_id, read)
         good = check.outcome <= program.Outcome.LOADS
         return io.NodeOutput(text, good, ui={"text": (text,), "nvfp4_page": (page.name,)})
-
-
-def fingerprint(name: str) -> tuple[int, int]:
-    """Tell the state of a file that ComfyUI knows; zeros where it is gone."""
-    try:
-        return status(find_model(name)[0])
-    except NodeError:
-        return 0, 0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -15,16 +15,8 @@ import comfy.model_management
 import folder_paths
 from comfy_api.latest import io
 
-from .files import (
-    NONE,
-    comfy_name,
-    find_model,
-    forget_list,
-    ggufs,
-    hidden_by,
-    model_names,
-    recordings,
-)
+from .files import ModelName, find_model, forget_list, hidden_by, model_names, page_name
+from .made import changes, digest_of, is_made_of, note_files, note_made
 from .pages import page_file
 from .runtime import NodeError, converting, for_node
 from .settings import LORAS, settings_inputs, task_of
@@ -34,20 +26,28 @@ WIDTH = 60
 # What a conversion needs on the card, in bytes, without statistics and with second moments: torch's
 # reserved memory at the widths of Wan 14B was 4.5 and 19.9 GB at most, on an H200 with torch 2.11.
 NEEDED_BYTES, WITH_STATISTICS = 5 * 10**9, 20 * 10**9
-# {(node, inputs): (path, its status)} of files that nodes have made, and how often one of them was
-# missing or changed later: ComfyUI would go on with the name of a file that is gone.
-MADE: dict[tuple, tuple[Path, tuple[int, int]]] = {}
-LOST: dict[tuple, int] = {}
 ALIASES = [
     "quantize", "quantise", "nvfp4", "convert model", "int8", "fp8", "fp4", "4-bit",
     "compress model", "gguf", "quantization", "shrink model", "save quantized",
 ]  # fmt: skip
 
 
+class Source(NamedTuple):
+    """Tell of a source what its path does not.
+
+    kind: the folder of ComfyUI's that the new file goes to; facts: what tells a MODEL in memory
+    from others; notes: called after the conversion for more lines of the text.
+    """
+
+    kind: str
+    facts: str = ""
+    notes: Callable[[], Iterable[str]] = tuple
+
+
 class Delivered(NamedTuple):
     """Hold what a conversion gives a node: the name for a loader, a text, and its report's page."""
 
-    name: str
+    name: ModelName
     text: str
     page: str
 
@@ -70,15 +70,6 @@ def delivering_outputs() -> list[io.Output]:
     ]
 
 
-def status(path: Path) -> tuple[int, int]:
-    """Tell a file by its size and its time; zeros where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
-
-
 @contextlib.contextmanager
 def room_on_card(task: object) -> Iterator[None]:
     """Let loaded models give way on the card to what the conversion needs, and clean up after it.
@@ -97,46 +88,53 @@ def room_on_card(task: object) -> Iterator[None]:
         comfy.model_management.soft_empty_cache()
 
 
-def deliver(
-    program: ModuleType,
-    task: object,
-    kind: str,
-    *,
-    overwrite: bool,
-    notes: Callable[[], Iterable[str]] = tuple,
-) -> Delivered:
+def deliver(program: ModuleType, task: object, source: Source, *, overwrite: bool) -> Delivered:
     """Convert, unless that was done already, and tell ComfyUI of the new file.
 
-    task: the Options, as `task_of` makes them; kind: the folder of ComfyUI's that the file goes to;
-    notes: called after the conversion for more lines of the text. Raises NodeError where another
-    file has the name and `overwrite` is off.
+    task: the Options, as `task_of` makes them. Raises NodeError where another file has the name and
+    `overwrite` is off: one of another version, other settings or other inputs, or of which nothing
+    tells what it was made of.
     """
-    output, is_there = task.output, status(task.output) != (0, 0)
-    if other := hidden_by(output, kind):
+    output, is_there = task.output, task.output.exists()
+    if other := hidden_by(output, source.kind):
         raise NodeError(f"{other}: has this name, and ComfyUI would load it: give another name")
+    page, made_of = page_file(page_name(output)), digest_of(task, source.facts)
+    record = page.with_suffix(".json")
     if is_there and not overwrite:
-        if not program.is_converted(task):
+        if not (is_made_of(output, made_of, record) and program.is_converted(task)):
             raise NodeError(
-                f"{output}: exists already, and is not what this conversion makes of its inputs: "
-                "give another name, or switch overwrite on"
+                f"{output}: exists already, and nothing tells that it was made of these inputs in "
+                "this way: give another name, or switch overwrite on"
             )
         size = program.gigabytes(output.stat().st_size)
         text = f"{output.name}: {size}, used as it is: it was made in the same way"
-        page = page_file(f"{output.stem}.html")
-        return Delivered(comfy_name(output, kind), text, page.name if page.is_file() else "")
+        shown = page.name if page.is_file() else ""
+        return Delivered(ModelName.of(output, source.kind), text, shown)
+    # The converter refuses that, too, with advice for a command line.
     if is_there and not program.is_ours(output):
         raise NodeError(
             f"{output}: was not made by this converter: delete it first, or give another name"
         )
-    task = dataclasses.replace(task, report=page_file(f"{output.stem}.html"))
     with room_on_card(task):
-        report = program.convert(task)
-    forget_list(kind)
-    # The folder is ComfyUI's own, and its path longer than a line.
-    lines = program.render_report(report, WIDTH).replace(f"{output.parent}{os.sep}", "")
-    lines = re.sub(r"^written\s+", "written   ", lines)
-    summary = for_node(program, "\n".join([lines, *notes()]))
-    return Delivered(comfy_name(output, kind), summary, task.report.name)
+        report = program.convert(dataclasses.replace(task, report=page))
+    note_made(output, made_of, record)
+    forget_list(source.kind)
+    lines = shortened(program, "written", output.parent, partial(program.render_report, report))
+    summary = for_node(program, "\n".join([lines, *source.notes()]))
+    return Delivered(ModelName.of(output, source.kind), summary, page.name)
+
+
+def shortened(program: ModuleType, label: str, folder: Path, render: Callable) -> str:
+    """Render a text for a node, in which a path of `folder` behind a label is a name alone.
+
+    The folder is ComfyUI's own, and a path longer than a line. render: takes a width, or None for
+    lines that are not broken. The folder may have spaces, at which lines are broken.
+    """
+    line = next(line for line in render(None).splitlines() if line.startswith(f"{label} "))
+    path = line.removeprefix(label).strip()
+    name = path.replace(f"{folder}{os.sep}", "")
+    long, short = ("\n".join(program.labelled(label, [text], WIDTH)) for text in (path, name))
+    return render(WIDTH).replace(long, short).replace(f"{folder}{os.sep}", "")
 
 
 class NVFP4Convert(io.ComfyNode):
@@ -170,17 +168,8 @@ class NVFP4Convert(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **values: object) -> tuple:
-        """Tell ComfyUI whether the node has to run again: where the source or the result changed.
-
-        What comes by a link is not known here; ComfyUI looks at that itself.
-        """
-        key = key_of(values)
-        if key in MADE:
-            path, was = MADE[key]
-            if status(path) != was:
-                del MADE[key]
-                LOST[key] = LOST.get(key, 0) + 1
-        return LOST.get(key, 0), *map(status, read_by(values))
+        """Tell ComfyUI whether the node has to run again: where what it read or made changed."""
+        return changes(cls.hidden.unique_id, values)
 
     @classmethod
     def execute(cls, model_file: str, overwrite: bool, **values: object) -> io.NodeOutput:
@@ -188,25 +177,9 @@ class NVFP4Convert(io.ComfyNode):
         with converting(cls.hidden.unique_id) as program:
             source, kind = find_model(model_file)
             task = task_of(program, source, kind, values)
-            done = deliver(program, task, kind, overwrite=overwrite)
-        key = key_of({"model_file": model_file, "overwrite": overwrite, **values})
-        MADE[key] = task.output, status(task.output)
+            done = deliver(program, task, Source(kind), overwrite=overwrite)
+        note_files(cls.hidden.unique_id, [task.output, *task.inputs])
         return done.output
-
-
-def read_by(values: dict[str, object]) -> Iterator[Path]:
-    """Find the files that a converting node reads, as far as its inputs are known and there."""
-    with contextlib.suppress(NodeError):
-        if isinstance(values.get("model_file"), str):
-            yield find_model(values["model_file"])[0]
-    for name, files in (("statistics", recordings), ("gguf", ggufs)):
-        if values.get(name) not in (None, NONE):
-            yield from filter(None, [files().get(values[name])])
-
-
-def key_of(values: dict[str, object]) -> tuple:
-    """Make a key of a node's inputs."""
-    return tuple(sorted((name, str(value)) for name, value in values.items() if value is not None))
 
 
 class NVFP4MergeLora(io.ComfyNode):

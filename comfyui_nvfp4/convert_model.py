@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import folder_paths
 from comfy_api.latest import io
 
-from .convert import ALIASES, MADE, NVFP4Convert, deliver, delivering_outputs, key_of, status
-from .files import MODELS
+from .convert import ALIASES, Source, deliver, delivering_outputs
+from .files import CHECKPOINTS, MODELS
 from .loaded import DIGEST, Loaded, show_model
+from .made import changes, note_files
 from .runtime import NodeError, converting
 from .settings import settings_inputs, task_of
-from .workflow import loras_behind
+from .workflow import MODEL_SUFFIXES, loras_behind
 
 # What patches are called where the workflow names no LoRA for them.
 UNNAMED = "patches of the MODEL"
@@ -54,19 +56,21 @@ class NVFP4ConvertModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **values: object) -> tuple:
         """Tell ComfyUI whether the node has to run again; whether the MODEL changed it knows."""
-        return NVFP4Convert.fingerprint_inputs(**values)
+        return changes(cls.hidden.unique_id, values)
 
     @classmethod
     def execute(cls, model: object, overwrite: bool, **values: object) -> io.NodeOutput:
         """Convert, and return the new file's name."""
-        loras = loras_behind(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
+        prompt, node = cls.hidden.prompt or {}, str(cls.hidden.unique_id)
+        loras = loras_behind(prompt, node)
         with converting(cls.hidden.unique_id) as program:
             shown = show_model(model)
             with task_in_memory(program, shown, loras, values) as task:
+                refuse_own_source(task.output, [shown.path, *models_behind(prompt, node)])
                 refuse_others_work(program, task, shown, overwrite)
-                notes = partial(notes_of, shown, loras)
-                done = deliver(program, task, MODELS, overwrite=overwrite, notes=notes)
-        MADE[key_of({"overwrite": overwrite, **values})] = task.output, status(task.output)
+                source = Source(MODELS, shown.identity, partial(notes_of, shown, loras))
+                done = deliver(program, task, source, overwrite=overwrite)
+        note_files(cls.hidden.unique_id, [task.output, *task.inputs])
         return done.output
 
 
@@ -105,6 +109,35 @@ def name_patches(loras: list[tuple[str, float]]) -> tuple[str, float]:
     if len(loras) == 1:
         return loras[0]
     return " + ".join(f"{name}:{strength:g}" for name, strength in loras) or UNNAMED, 1.0
+
+
+def models_behind(prompt: dict, node: str) -> Iterator[Path]:
+    """Find the model files that a workflow names behind a node's MODEL, all of merged ones.
+
+    `prompt` and the way are as in `loras_behind`. What is named by a link is not found.
+    """
+    seen, ahead = set(), [node]
+    while ahead:
+        node = ahead.pop()
+        if node not in prompt or node in seen:
+            continue
+        seen.add(node)
+        for key, value in prompt[node].get("inputs", {}).items():
+            if isinstance(value, list) and key.lower().startswith("model"):
+                ahead.append(str(value[0]))
+            elif isinstance(value, str) and value.lower().endswith(MODEL_SUFFIXES):
+                found = (folder_paths.get_full_path(kind, value) for kind in (MODELS, CHECKPOINTS))
+                yield from map(Path, filter(None, found))
+
+
+def refuse_own_source(output: Path, sources: Iterable[Path]) -> None:
+    """Raise NodeError where the new file would replace one that the MODEL was loaded from."""
+    for source in sources:
+        if source.exists() and output.exists() and source.samefile(output):
+            raise NodeError(
+                f"{output}: the MODEL was loaded from this file, which would be gone: give another "
+                "name"
+            )
 
 
 def refuse_others_work(program: ModuleType, task: object, shown: Loaded, overwrite: bool) -> None:

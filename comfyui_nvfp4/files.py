@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -21,8 +22,27 @@ READABLE = (SUFFIX, ".sft")
 # in so many seconds for that. {function: (when, names)}
 LISTED_FOR = 2.0
 LISTED: dict[Callable, tuple[float, list[str]]] = {}
+# Characters of a file's name in that of its report, which is longer by a few.
+LONGEST_STEM = 60
 # A new file may go into folders inside of models/diffusion_models, and nowhere else.
 PLAIN_NAME = re.compile(r"(?!.*(^|[/\\])\.)[^<>:\"|?*\x00-\x1f]+")
+
+
+class ModelName(str):
+    """Name a new file as a loader's input does, and tell Check Model File the kind of its folder.
+
+    A loader for checkpoints takes names without "checkpoints/", by which Check Model File would
+    find a diffusion model of the same name.
+    """
+
+    kind = MODELS
+
+    @classmethod
+    def of(cls, path: Path, kind: str) -> ModelName:
+        """Name a file in the folder for new models of a kind."""
+        made = cls(comfy_name(path, kind))
+        made.kind = kind
+        return made
 
 
 def model_names() -> list[str]:
@@ -38,7 +58,11 @@ def find_model(name: str) -> tuple[Path, str]:
     Raises NodeError where there is none of this name.
     """
     inner = name.removeprefix(f"{CHECKPOINTS}/")
-    for kind, one in ((MODELS, name), (CHECKPOINTS, inner)):
+    places = [(MODELS, name), (CHECKPOINTS, inner)]
+    # A name that comes by a link may know its kind.
+    if getattr(name, "kind", MODELS) == CHECKPOINTS:
+        places.reverse()
+    for kind, one in places:
         if path := folder_paths.get_full_path(kind, one):
             return Path(path), kind
     raise NodeError(f"{name}: is in none of ComfyUI's folders for models")
@@ -120,6 +144,17 @@ def output_file(kind: str, name: str) -> Path:
 def comfy_name(path: Path, kind: str) -> str:
     """Name a file as ComfyUI's loaders do: relative to its folder, in the system's own slashes."""
     return str(path.relative_to(output_folder(kind)))
+
+
+def page_name(path: Path, what: str = "") -> str:
+    """Name the page of a report on a file, so that no two files share one.
+
+    what: tells kinds of reports apart. What was converted into models/diffusion_models itself has
+    its own name, and all others a digest of their paths behind it.
+    """
+    told = hashlib.sha256(f"{path.as_posix()} {what}".encode()).hexdigest()[:8]
+    is_plain = not what and path.parent == output_folder(MODELS)
+    return f"{path.stem[:LONGEST_STEM]}{what}{'' if is_plain else f'-{told}'}.html"
 
 
 def hidden_by(path: Path, kind: str) -> Path | None:

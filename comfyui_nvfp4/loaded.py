@@ -28,6 +28,7 @@ from comfy.quant_ops import QuantizedTensor
 from comfy.weight_adapter import WeightAdapterBase
 
 from .converter import converter
+from .made import status
 
 # What ComfyUI has before the names of the diffusion model's weights, and files need not have.
 PREFIX = "diffusion_model."
@@ -40,8 +41,8 @@ CAST = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 # Parts beside a quantised weight that go where the weight is decoded: its configuration, and the
 # scale of an input that is not quantised in that format any more.
 WITH_CODES = ("comfy_quant", "input_scale")
-# The entry of a header that tells which patches were merged, and how many values of a tensor of
-# theirs it is made of, evenly spread.
+# The entry of a header that tells which patches were merged, and how many values of a tensor such
+# digests are made of, evenly spread.
 DIGEST, SAMPLED = "comfyui_patches", 256
 
 
@@ -66,6 +67,7 @@ class Loaded(NamedTuple):
     notes: what loading has lost, and what no file holds, a line each.
     lost: what says that 16-bit weights were loaded as FP8, or "".
     unmerged: what ComfyUI said of patches that it could not merge; complete once all is read.
+    identity: what tells it from any other MODEL.
     """
 
     path: Path
@@ -75,6 +77,7 @@ class Loaded(NamedTuple):
     notes: list[str]
     lost: str
     unmerged: dict[str, None]
+    identity: str
 
 
 class Weights:
@@ -177,7 +180,22 @@ def show_model(patcher: Any) -> Loaded:
         notes=[*rounded, *unshown(patcher)],
         lost=lost,
         unmerged=weights.unmerged,
+        identity=identity_of(weights, state, origin.path),
     )
+
+
+def identity_of(weights: Weights, state: dict[str, Any], path: Path | None) -> str:
+    """Tell a MODEL from others, by its file, SAMPLED values of each weight, and its patches.
+
+    The file alone would not do: it may have been replaced since it was loaded. state: the tensors
+    of the diffusion model, by name.
+    """
+    file = [str(path.resolve()), *status(path)] if path else []
+    told = hashlib.sha256(f"{file} {patches_digest(weights.patcher)}".encode())
+    for name in sorted(state):
+        weight = weights.find(PREFIX + name)
+        told.update(f"{name} {facts_of(state[name] if weight is None else weight)}".encode())
+    return told.hexdigest()
 
 
 def merge_patches(weights: Weights, shown: dict[str, Any]) -> dict[str, Any]:

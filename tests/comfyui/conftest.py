@@ -30,7 +30,7 @@ def server(trained, tmp_path_factory):
     """A server with wan.safetensors, umt5.safetensors and the pack; ended after the last test."""
     if why_no_server():
         pytest.skip(why_no_server())
-    made = Server(tmp_path_factory.mktemp("comfyui"))
+    made = Server(tmp_path_factory.mktemp("comfy ui"))
     try:
         shards = [load_file(shard) for shard in sorted(trained.glob("*.safetensors"))]
         save_file(
