@@ -65,7 +65,7 @@ class Example:
 
 
 def convert_a_model(node: Callable) -> list[dict]:
-    made = node("NVFP4Convert", model_file=TI2V, name=SMALL.removesuffix(".safetensors"))
+    made = node("NVFP4Convert", model_file=TI2V)
     loaded = core_node("UNETLoader", unet_name=["1", 0], weight_dtype="default")
     return [{"1": made}, {"2": loaded}]
 
@@ -84,7 +84,7 @@ def convert_this_model(node: Callable) -> list[dict]:
     return [
         {"1": core_node("UNETLoader", unet_name=TI2V, weight_dtype="default")},
         {"2": core_node("LoraLoaderModelOnly", model=["1", 0], lora_name=LORA, strength_model=1.0)},
-        {"3": node("NVFP4ConvertModel", model=["2", 0], name="wan2.2_ti2v_5B_with_lora_nvfp4")},
+        {"3": node("NVFP4ConvertModel", model=["2", 0])},
     ]
 
 
@@ -109,12 +109,7 @@ def calibrate_and_convert(node: Callable) -> list[dict]:
                 scheduler="simple",
             )
         },
-        {
-            "6": node(
-                "NVFP4Convert", model_file=TI2V, statistics=["5", 0],
-                name="wan2.2_ti2v_5B_calibrated_nvfp4",
-            )
-        },
+        {"6": node("NVFP4Convert", model_file=TI2V, statistics=["5", 0])},
     ]  # fmt: skip
 
 
@@ -123,8 +118,8 @@ EXAMPLES = [
         "Convert a model",
         "## Convert a model\n\nChoose a 16-bit model in **model_file** and press *Run*. The new "
         "file goes to `models/diffusion_models`; the loader takes it at once, in the same run, and "
-        "later by its name.\n\n*card*: where the model will run. *goal*: quality, speed or in "
-        "between.",
+        "later by its name.\n\n*name*: empty, it is the model's with the format at its end. *card*: "
+        "where the model will run. *goal*: quality, speed or in between.",
         convert_a_model,
         {"diffusion_models": [TI2V]},
     ),
