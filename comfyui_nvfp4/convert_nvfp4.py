@@ -27115,9 +27115,12 @@ def html_defects(check: Check, data: dict) -> str:
     return html_section("Defects", advice + html_table("Defects", columns, defect_rows(check)))
 
 
-def render_check_page(check: Check) -> str:
-    """Render a check as a self-contained HTML page, in the style of a conversion's report."""
-    data = check_data(check)
+def render_check_page(check: Check, data: dict | None = None) -> str:
+    """Render a check as a self-contained HTML page, in the style of a conversion's report.
+
+    data: that of `check_data` with other words, for a program that shows the page in its own.
+    """
+    data = data or check_data(check)
     shown = data | {"tensors": layers_data(check)}
     return (
         f"{PAGE_HEAD}<title>{escaped(data['file'])}: check</title>\n"

@@ -31,6 +31,8 @@ CARDS = {
     "GeForce RTX 20 (Turing)": "turing",
     "Radeon RX 9000, 7000 (RDNA)": "rdna",
 }
+# The page cuts silently what is above an input's largest number, so that is above every model.
+LARGEST_GB = 1_000_000.0
 GOALS = ("balanced", "speed", "quality")
 RECIPES = ("mixed", "fp8", "int8", "w4a8", "scaled-fp8")
 RECIPE_FILES = Path(__file__).with_name("recipes")
@@ -58,8 +60,8 @@ def settings_inputs() -> list[io.Input]:
             "target_size_gb",
             default=0.0,
             min=0.0,
-            max=1000.0,
-            step=0.1,
+            max=LARGEST_GB,
+            step=0.001,
             round=0.001,
             tooltip="measure every layer, and choose the formats with the least error so that the "
             "file is just smaller than so many GB (1 GB is 1,000,000,000 bytes); 0: no limit",
@@ -67,7 +69,7 @@ def settings_inputs() -> list[io.Input]:
         io.Combo.Input(
             "statistics",
             options=[NONE, *names_of(recordings)],
-            tooltip="a recording of Calibrate Model or of the recorder: its input scales are baked "
+            tooltip="a recording of Calibrate Model (NVFP4) or of the recorder: its input scales are baked "
             "in, and with second moments weights are rounded to the least "
             "error of the layer's output",
         ),
@@ -192,7 +194,7 @@ def words_of(program: ModuleType, values: dict) -> Iterator[str]:
     if card:
         yield from ("--card", card)
     if values["target_size_gb"]:
-        yield from ("--target-size", str(round(values["target_size_gb"] * 1e9)))
+        yield from ("--target-size", str(max(1, round(values["target_size_gb"] * 1e9))))
     if values["recipe"] != "mixed":
         yield from ("--recipe", values["recipe"])
     if values["recipe_file"] != NONE:

@@ -72,7 +72,7 @@ function summaryOf(node) {
   return widget;
 }
 
-// state: "done", "failed", or "earlier" for what is not of the run that goes on.
+// state: "done", "failed", "cancelled", or "earlier" for what is not of the run that goes on.
 function showText(node, text, state = "done") {
   const { element } = summaryOf(node);
   element.textContent = text;
@@ -90,12 +90,12 @@ function markEarlier(node) {
 }
 
 // What ended a run, on the node where it did.
-function showEnd({ node_id: id, node_type: type }, text) {
+function showEnd({ node_id: id, node_type: type }, state, text = state) {
   const node = nodeAt(id);
   if (!type?.startsWith(PREFIX) || node?.comfyClass !== type) return;
   const progress = widgetOf(node, PROGRESS);
-  if (progress) progress.value = text.split(":")[0];
-  showText(node, text, "failed");
+  if (progress) progress.value = state;
+  showText(node, text, state);
 }
 
 function showPage(name) {
@@ -159,7 +159,7 @@ app.registerExtension({
   setup() {
     api.addEventListener("execution_start", () => ourNodes().forEach(markEarlier));
     api.addEventListener("execution_error", ({ detail }) =>
-      showEnd(detail, `failed: ${detail.exception_message.trim()}`));
+      showEnd(detail, "failed", `failed: ${detail.exception_message.trim()}`));
     api.addEventListener("execution_interrupted", ({ detail }) => showEnd(detail, "cancelled"));
     // The page has put its line on the node by now.
     api.addEventListener("progress_text", () =>

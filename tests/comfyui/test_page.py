@@ -87,3 +87,45 @@ def test_an_error_is_on_its_node_and_names_the_file(page):
     page.press("Run")
     message = page.wait("app.lastExecutionError?.exception_message")
     assert "torn.safetensors: not a safetensors file" in message
+
+
+SUMMARY = "document.querySelector('.nvfp4-summary')"
+# What stands on the only node: ComfyUI's line of progress, and the state and text of the summary.
+SHOWN = f"""(() => {{
+  const line = app.graph._nodes[0].widgets.find(one => one.name == "$$node-text-preview");
+  return [line?.value, {SUMMARY}.dataset.state, {SUMMARY}.innerText];
+}})()"""
+
+
+def test_a_run_that_ends_early_says_so_and_keeps_no_summary(page, long_model):
+    page.add("NVFP4Convert", model_file="wan.safetensors", name="earlier")
+    page.press("Run")
+    page.wait(f"{SUMMARY}?.dataset.state == 'done'")
+    change = "app.graph._nodes[0].widgets.find(one => one.name == '{}').value = '{}'"
+    page.js(change.format("model_file", long_model))
+    page.js(change.format("name", "early"))
+    page.press("Run")
+    page.wait("app.graph._nodes[0].progress > 0.05")
+    assert page.js(SHOWN)[1] == "earlier"
+    assert page.js(SHOWN)[2].startswith("An earlier run:")
+    page.server.post("interrupt", {})
+    page.wait(f"{SUMMARY}.dataset.state == 'cancelled'")
+    assert page.js(SHOWN) == ["cancelled", "cancelled", "cancelled"]
+    page.js(change.format("more_options", "--edge-blocks x"))
+    page.press("Run")
+    page.wait(f"{SUMMARY}.dataset.state == 'failed'")
+    line, _, text = page.js(SHOWN)
+    assert line == "failed"
+    assert text.startswith("failed: ")
+    buttons = page.js("app.graph._nodes[0].widgets.map(one => one.label ?? '')")
+    assert "Show report of the earlier run" in buttons
+
+
+def test_a_size_below_what_is_counted_is_not_no_limit(page):
+    page.add("NVFP4Convert", model_file="wan.safetensors")
+    size = "app.graph._nodes[0].widgets.find(one => one.name == 'target_size_gb')"
+    found = page.js(
+        f"(() => {{ const widget = {size}; return [0, 0.0001, 0.219, 5000].map(value =>"
+        " { widget.value = value; widget.callback(value); return widget.value; }); })()"
+    )
+    assert found == [0, 0.001, 0.219, 5000]
