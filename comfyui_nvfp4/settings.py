@@ -69,8 +69,8 @@ def settings_inputs() -> list[io.Input]:
         io.Combo.Input(
             "statistics",
             options=[NONE, *names_of(recordings)],
-            tooltip="a recording of Calibrate Model (NVFP4) or of the recorder: its input scales are baked "
-            "in, and with second moments weights are rounded to the least "
+            tooltip="a recording of Calibrate Model (NVFP4) or of the recorder: its input scales "
+            "are baked in, and with second moments weights are rounded to the least "
             "error of the layer's output",
         ),
         io.String.Input(

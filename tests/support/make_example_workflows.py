@@ -118,8 +118,8 @@ EXAMPLES = [
         "Convert a model",
         "## Convert a model\n\nChoose a 16-bit model in **model_file** and press *Run*. The new "
         "file goes to `models/diffusion_models`; the loader takes it at once, in the same run, and "
-        "later by its name.\n\n*name*: empty, it is the model's with the format at its end. *card*: "
-        "where the model will run. *goal*: quality, speed or in between.",
+        "later by its name.\n\n*name*: empty, it is the model's with the format at its end. "
+        "*card*: where the model will run. *goal*: quality, speed or in between.",
         convert_a_model,
         {"diffusion_models": [TI2V]},
     ),
