@@ -45,9 +45,17 @@ def by_small_chunks(source: Path, out: Path, arguments: list[str]) -> None:
 def by_numba(source: Path, out: Path, arguments: list[str]) -> None:
     pytest.importorskip("numba")
     c.compile_kernels()  # else the conversion would be over before another process has them
+    used, leave = [], c.Compute.__exit__
+
+    def left(compute, *facts):
+        used.append(compute.kernels is not None)
+        leave(compute, *facts)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(c, "COMPILE_FROM", 0)
+        patch.setattr(c.Compute, "__exit__", left)
         convert(source, out, arguments)
+    assert any(used)
 
 
 def elsewhere(source: Path, out: Path, arguments: list[str]) -> None:
