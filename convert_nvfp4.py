@@ -87,6 +87,12 @@ class ConvertError(Exception):
         self.problems = problems
 
 
+class Listed(str):
+    """Mark a line of the list that the problem before it announces: it is no problem of its own."""
+
+    __slots__ = ()
+
+
 class DamagedFileError(ConvertError):
     """Say that a safetensors header or data section is damaged.
 
@@ -653,15 +659,17 @@ def show(text: str) -> None:
 def show_problems(error: ConvertError) -> None:
     """Print one line for each problem on stderr, whatever characters are in it.
 
-    Long lines and long lists are cut, and it is told how much is missing.
+    What is listed below a problem is indented. Long lines and long lists are cut, and it is told
+    how much is missing.
     """
     SCREEN.clear()
-    shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
+    shown = [*error.problems[:MAX_PROBLEMS]]
     if more := error.problems[MAX_PROBLEMS:]:
-        shown.append(f"... and {len(more):,} more")
-    for line in shown:
+        shown.append(Listed(f"... and {len(more):,} more"))
+    for problem in shown:
+        line, begin = one_line(problem), "  " if isinstance(problem, Listed) else "error: "
         cut = f" ... ({len(line):,} characters)" if len(line) > MAX_PROBLEM else ""
-        print(coloured(f"error: {line[:MAX_PROBLEM]}{cut}", sys.stderr), file=sys.stderr)
+        print(coloured(f"{begin}{line[:MAX_PROBLEM]}{cut}", sys.stderr), file=sys.stderr)
 
 
 import argparse
@@ -689,70 +697,7 @@ from importlib.util import find_spec
 from numbers import Real
 from pathlib import PurePath, PurePosixPath
 from typing import Any, BinaryIO, ClassVar, NamedTuple
-from urllib.parse import urlsplit
-
-
-# ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
-
-# The magnitudes of the E2M1 codes 0 to 7. Bit 3 of a code is the sign.
-E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E2M1_MAX = E2M1_VALUES[-1]
-# The largest finite E4M3 number in the variant that torch calls float8_e4m3fn: no infinities.
-E4M3_MAX = 448.0
-FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
-# The largest multiple of the global scale that NVFP4 holds, 2688: the largest code times the
-# largest block scale.
-NVFP4_MAX = E2M1_MAX * E4M3_MAX
-# Columns of a row that share one block scale in NVFP4.
-BLOCK_SIZE = 16
-# cuBLAS reads block scales in swizzled tiles of this size; comfy_kitchen stores them so.
-TILE_ROWS, TILE_COLUMNS = 128, 4
-# Blackwell's FP4 matmul needs K % 32 == 0, and N % 16 == 0 where there is a bias. ComfyUI decodes
-# a weight of another shape on every call.
-FP4_MATMUL_K = 32
-FP4_MATMUL_N = 16
-# Headers with more dimensions are refused. The patch embedding of a video model has 5, and numpy
-# before version 2 cannot hold more than 32.
-MAX_DIMENSIONS = 32
-# Bits of one element by the dtype's name in a safetensors header. All that the library knows are
-# here, so that a tensor which is copied may have any of them.
-SAFETENSORS_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
-    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
-}  # fmt: skip
-# Dtypes of weights that can be quantised; tensors of others are copied.
-SOURCE_FLOATS = ("F32", "BF16", "F16")
-# Dtypes that quantised weights are stored in.
-ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
-# Dtypes of scales that other programs store; they are read as float32.
-SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
-# Columns of a row that share one scale in MXFP8; both sizes of a weight are padded to it.
-MX_BLOCK = 32
-# Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
-SCALE_BLOCK = 128
-# The dtype options of the command line, in the names of safetensors headers.
-DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-# ComfyUI views block scales of these dtypes as E4M3, without changing a bit.
-VIEWED = ("U8", "I8")
-# The byte of the positive E4M3 NaN. All larger bytes are negative numbers, or the negative NaN.
-NAN_E4M3 = 0x7F
-# The smallest normal E4M3 number. Smaller block scales are subnormal and have fewer bits.
-LEAST_NORMAL_E4M3 = 2.0**-6
-
-
-def round_up(size: int, multiple: int) -> int:
-    """Round a size up to the next multiple; one that is a multiple already stays as it is."""
-    return -(-size // multiple) * multiple
-
-
-def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
-    """Count the bits of a tensor's data; dtypes of 4 and 6 bits need not fill whole bytes.
-
-    Raises KeyError for a dtype that is not in SAFETENSORS_BITS.
-    """
-    return math.prod(shape) * SAFETENSORS_BITS[dtype]
+from urllib.parse import unquote, urlsplit
 
 
 # ── nvfp4/files.py: The file system: names, links, locks, times, writing whole files ──────────────
@@ -2282,6 +2227,111 @@ class HubPath(VirtualPath):
         HUB.read_next(reads)
 
 
+# ── nvfp4/hub/address.py: Read what people give for a path on the Hub by mistake: an address of its
+
+# What the name of a file that is looked for ends in, and no repository's.
+FILE_SUFFIXES = (".safetensors", ".sft", ".gguf", ".json")
+# An address of the Hub's own pages: [kind/]owner/repo, and the page's kind, revision and path.
+HUB_ADDRESS = re.compile(
+    r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/(?:(datasets|spaces)/)?([^/]+/[^/]+)"
+    r"(?:/(?:blob|resolve|tree|raw)/([^/]+)(/.+?)?)?/?",
+    re.IGNORECASE,
+)
+
+
+def hub_path_of(address: str) -> str:
+    """Write an address of the Hub's pages as a path on it; "" for any other address.
+
+    A slash in a revision is `%2F` in both; the default branch is not named.
+    """
+    found = HUB_ADDRESS.fullmatch(re.split(r"[?#]", address)[0])
+    if not found:
+        return ""
+    kind, name, revision, path = found.groups("")
+    at = f"@{revision}" if revision not in ("", "main") else ""
+    text = f"hf://{kind}/" if kind else "hf://"
+    text += f"{name}{at}{unquote(path)}"
+    try:
+        hub_place(text)
+    except ValueError:
+        return ""
+    return text
+
+
+def may_be_repository(path: Path) -> bool:
+    """Tell whether a path that names no file here is written as OWNER/REPO on the Hub is.
+
+    A folder of OWNER's name makes it a misspelt path.
+    """
+    parts = path.as_posix().split("/")
+    names = len(parts) == 2 and all(map(HUB_NAME.fullmatch, parts))
+    is_file = path.suffix.lower() in FILE_SUFFIXES
+    return names and not is_file and not path.exists() and not path.parent.exists()
+
+
+# ── nvfp4/dtypes.py: Facts about numbers: dtypes, ranges, block and tile sizes ────────────────────
+
+# The magnitudes of the E2M1 codes 0 to 7. Bit 3 of a code is the sign.
+E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1_MAX = E2M1_VALUES[-1]
+# The largest finite E4M3 number in the variant that torch calls float8_e4m3fn: no infinities.
+E4M3_MAX = 448.0
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
+# The largest multiple of the global scale that NVFP4 holds, 2688: the largest code times the
+# largest block scale.
+NVFP4_MAX = E2M1_MAX * E4M3_MAX
+# Columns of a row that share one block scale in NVFP4.
+BLOCK_SIZE = 16
+# cuBLAS reads block scales in swizzled tiles of this size; comfy_kitchen stores them so.
+TILE_ROWS, TILE_COLUMNS = 128, 4
+# Blackwell's FP4 matmul needs K % 32 == 0, and N % 16 == 0 where there is a bias. ComfyUI decodes
+# a weight of another shape on every call.
+FP4_MATMUL_K = 32
+FP4_MATMUL_N = 16
+# Headers with more dimensions are refused. The patch embedding of a video model has 5, and numpy
+# before version 2 cannot hold more than 32.
+MAX_DIMENSIONS = 32
+# Bits of one element by the dtype's name in a safetensors header. All that the library knows are
+# here, so that a tensor which is copied may have any of them.
+SAFETENSORS_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+# Dtypes of weights that can be quantised; tensors of others are copied.
+SOURCE_FLOATS = ("F32", "BF16", "F16")
+# Dtypes that quantised weights are stored in.
+ONE_BYTE = ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+# Dtypes of scales that other programs store; they are read as float32.
+SCALE_FLOATS = (*SOURCE_FLOATS, "F64")
+# Columns of a row that share one scale in MXFP8; both sizes of a weight are padded to it.
+MX_BLOCK = 32
+# Rows and columns of the blocks that DeepSeek scales FP8 by, and others after it.
+SCALE_BLOCK = 128
+# The dtype options of the command line, in the names of safetensors headers.
+DTYPE_OPTIONS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+# ComfyUI views block scales of these dtypes as E4M3, without changing a bit.
+VIEWED = ("U8", "I8")
+# The byte of the positive E4M3 NaN. All larger bytes are negative numbers, or the negative NaN.
+NAN_E4M3 = 0x7F
+# The smallest normal E4M3 number. Smaller block scales are subnormal and have fewer bits.
+LEAST_NORMAL_E4M3 = 2.0**-6
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Round a size up to the next multiple; one that is a multiple already stays as it is."""
+    return -(-size // multiple) * multiple
+
+
+def bits_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Count the bits of a tensor's data; dtypes of 4 and 6 bits need not fill whole bytes.
+
+    Raises KeyError for a dtype that is not in SAFETENSORS_BITS.
+    """
+    return math.prod(shape) * SAFETENSORS_BITS[dtype]
+
+
 # ── nvfp4/comfy_classes.py: What ComfyUI's own classes say of weights, by name: tables of data ────
 
 # {layer: (what it is instead of a linear layer, in which classes)}.
@@ -2888,7 +2938,8 @@ def input_path(given: str | Path) -> Path:
     except ValueError as error:
         raise argparse.ArgumentTypeError(error) from None
     if isinstance(given, str) and WEB_ADDRESS.match(given):
-        hint = "a file on the Hugging Face Hub is given as hf://owner/repo/path"
+        hint = hub_path_of(given)
+        hint = f"give {hint}" if hint else "a file on the Hugging Face Hub is hf://owner/repo/path"
         raise argparse.ArgumentTypeError(f"{given} is an address of the web; {hint}")
     # Path("") is the folder one is in, which would be taken for SOURCE.
     if given == "":
@@ -3169,10 +3220,446 @@ SIZE = Kind(size_in_bytes, "SIZE")
 SHARE = Kind(fraction, "SHARE")
 
 
-# ── nvfp4/asking/find.py: Find the user's ComfyUI: the folder that is named, or one where people ha
+# ── nvfp4/options/option.py: One row of the options table, and the checks that follow from it ─────
+
+# What somebody asked for, by flag.
+GivenOptions = Mapping[str, object]
+# The key of a row in its field's metadata.
+ROW = "option"
+
+
+class Other(NamedTuple):
+    """Name an option that another one excludes or needs.
+
+    value: the one that is meant; "" for any. why: how the sentence ends that says so, with its own
+    comma or space.
+    """
+
+    flag: str
+    value: str = ""
+    why: str = ""
+
+    @property
+    def text(self) -> str:
+        """Write it as one would type it."""
+        return f"{self.flag} {self.value}".strip()
+
+    def is_in(self, given: GivenOptions) -> bool:
+        """Tell whether it was asked for, with the value that is meant."""
+        return self.flag in given and self.value in ("", given[self.flag])
+
+
+class Alias(NamedTuple):
+    """Give an option another name: a switch that means one value, or words that mean values.
+
+    meaning: the value that the switch stands for, or {word: value}. The other facts are as in an
+    Option: an alias has conflicts and needs of its own.
+    """
+
+    flag: str
+    meaning: str | dict[str, str]
+    help: str
+    conflicts: tuple[Other, ...] = ()
+    needs: tuple[Other, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        """Describe the values that it takes: its own words, not those of the option."""
+        return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
+
+
+class LayerSwitch(NamedTuple):
+    """Describe a switch for the layers whose names a regular expression finds.
+
+    Several such switches make up one option, whose value is the set of those that were given.
+    `least` is the title of the format, or EIGHT_BITS, that the switch raises its layers to, or ""
+    if it marks them for something else.
+    """
+
+    layers: str
+    help: str
+    least: str = ""
+
+
+class Argument(NamedTuple):
+    """Hold one thing that the command line takes for a row, with its kind of value and its help.
+
+    Most are flags; SOURCE and OUTPUT, which have no dashes, are told by their places.
+    """
+
+    flag: str
+    kind: Kind
+    help: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """Hold all there is to know of an option.
+
+    `option(...)` makes one as the default of a dataclass's field. `options_of` fills in name and
+    default from that field.
+
+    default: MISSING for an option that has to be given.
+    shown: the default as it was written, for the help.
+    group: the heading in `--help` and in docs/options.md; "" for SOURCE and OUTPUT.
+    kind: what its values may be.
+    help: its text; `{default}` stands for the default.
+    flag: how the command line calls it; "" for the field's name with dashes.
+    conflicts: what must not be given with it. One of the two rows names the other.
+    needs: of these at least one must be given with it.
+    check: what is wrong with a value that its kind accepts: gets the flag, the value and all that
+        is given, returns a sentence or "".
+    aliases: other names, listed after it.
+    switches: {flag: layers} of an option that is a set of switches and has no flag of its own.
+    trace: whether the header of OUTPUT tells it: whether the bytes can depend on it.
+    reads: whether it names files that OUTPUT must not overwrite.
+    writes: whether it names a text file that is written beside OUTPUT.
+    everyday: what the short `-h` says of it, in up to 52 characters; "" for what only `--help`
+        lists.
+    """
+
+    group: str
+    kind: Kind
+    help: str
+    name: str = ""
+    default: object = None
+    shown: str = ""
+    flag: str = ""
+    conflicts: tuple[Other, ...] = ()
+    needs: tuple[Other, ...] = ()
+    check: Callable[[str, Any, GivenOptions], str] | None = None
+    aliases: tuple[Alias, ...] = ()
+    switches: Mapping[str, LayerSwitch] = field(default_factory=dict)
+    trace: bool = True
+    reads: bool = False
+    writes: bool = False
+    everyday: str = ""
+
+    @property
+    def arguments(self) -> list[Argument]:
+        """List what the command line and docs/options.md list for this row, other names last."""
+        own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
+        # A set of switches has no flag of its own.
+        own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
+        return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
+
+    @property
+    def flags(self) -> list[str]:
+        """List all that the command line knows it by, other names too."""
+        return [argument.flag for argument in self.arguments]
+
+    def value_in(self, given: GivenOptions) -> object:
+        """Find its value by what the command line named, or its default.
+
+        The option's own flag and an alias exclude each other, so that their order decides nothing.
+        """
+        if self.switches:
+            return frozenset(flag for flag in self.switches if flag in given)
+        # An alias is another way to give this option's value: there is no field for it.
+        for alias in self.aliases:
+            if alias.flag in given:
+                meaning = alias.meaning
+                return meaning if isinstance(meaning, str) else meaning[given[alias.flag]]
+        return given.get(self.flag, self.default)
+
+    def named_by(self, value: object) -> dict[str, object]:
+        """Tell what would have to be named for a value: {flag: value}; nothing for the default."""
+        if value == self.default:
+            return {}
+        # A set of switches is named by its flags, each of which is True.
+        return dict.fromkeys(value, True) if self.switches else {self.flag: value}
+
+    def accept(self, value: object) -> object:
+        """Make a value given in Python one of its kind.
+
+        The default is taken as it is: None is no path, but stands for none. Raises
+        argparse.ArgumentTypeError, as `Kind.accept` does.
+        """
+        if value == self.default:
+            return self.default
+        # A set of switches is given as their flags, of which each has to be one of the row's.
+        if not self.switches:
+            return self.kind.accept(value)
+        return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
+
+
+def with_others(facts: dict[str, Any]) -> dict[str, Any]:
+    """Make Others of the flags that a row's facts name: the short form, for any value."""
+
+    def other(one: Other | str) -> Other:
+        return one if isinstance(one, Other) else Other(one)
+
+    # Both relations have the same short form.
+    relations = {"conflicts", "needs"} & facts.keys()
+    return facts | {relation: tuple(map(other, facts[relation])) for relation in relations}
+
+
+def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any) -> Any:
+    """Make the field of an option, of a task that is a dataclass.
+
+    default: MISSING for an option that has to be given; a text is read as the command line's is.
+    group, kind, text: its heading, the values it takes, and its help.
+    facts: what else an Option knows; `conflicts` and `needs` may name others by their flags alone.
+
+    The return type is Any, as a field's default stands where a value of the field's type should.
+    """
+    # The help shows the default as it is written here, 5GB and not 5000000000.
+    shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
+    value = kind.read(default) if isinstance(default, str) else default
+    row = Option(group=group, kind=kind, help=text, shown=shown, **with_others(facts))
+    return field(default=value, metadata={ROW: row})
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number; Python counts True and False among them."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def same_option(task: type, name: str, **facts: Any) -> Any:
+    """Make the field of an option that another task has, too.
+
+    task, name: where the option is. facts: what is different about it here, as in `option`.
+    """
+    # A name that the other task lacks fails here, when the table is imported.
+    (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
+    row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
+    return field(default=entry.default, metadata={ROW: row})
+
+
+def options_of(task: type) -> list[Option]:
+    """List the rows of a task, with names, defaults and flags filled in from its fields.
+
+    They are in the order of the fields, which is that of `--help`.
+    """
+    # Name and default are the field's, so that the table says neither twice.
+    rows = []
+    for entry in dataclasses.fields(task):
+        row = entry.metadata[ROW]
+        flag = row.flag or "--" + entry.name.replace("_", "-")
+        rows.append(dataclasses.replace(row, name=entry.name, default=entry.default, flag=flag))
+    return rows
+
+
+def all_options(*tasks: type) -> list[Option]:
+    """List the rows of several tasks; what they share is listed once, as the first one has it."""
+    # The first row of a flag stays: a task's own conflicts and needs may differ.
+    rows: dict[str, Option] = {}
+    for row in (row for task in tasks for row in options_of(task)):
+        rows.setdefault(row.flag, row)
+    return [*rows.values()]
+
+
+def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
+    """Find options that exclude each other, do nothing without another, or have wrong values.
+
+    `given` is {flag: value} of what was asked for. Yields a sentence for each problem: first the
+    conflicts, then what is missing, then the values, each in the order of the rows.
+    """
+    rows = list(rows)
+    # Rows and aliases have the same facts here: each of those that were named is asked.
+    named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
+    for one in named:
+        for other in one.conflicts:
+            # One of the two rows names the other, so that each contradiction is told once.
+            if other.is_in(given):
+                yield f"{one.flag} contradicts {other.text}{other.why}"
+    for one in named:
+        if one.needs and not any(other.is_in(given) for other in one.needs):
+            # Any of them is enough.
+            needed = " or ".join(other.text + other.why for other in one.needs)
+            yield f"{one.flag} needs {needed}"
+    # Checks of values see all that is given, as `--preset none` asks for --include.
+    for row in rows:
+        if row.check and row.flag in given:
+            problem = row.check(row.flag, given[row.flag], given)
+            if problem:
+                yield problem
+
+
+def check_task(task: Any, before: str = "") -> None:
+    """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
+
+    before: what each problem begins with.
+
+    A task calls this in its `__post_init__`: nobody else has it yet, so a frozen one may still be
+    changed. Contradictions are looked for only where every value is of its kind.
+    """
+    problems, given = [], {}
+    rows = options_of(type(task))
+    for row in rows:
+        try:
+            value = row.accept(getattr(task, row.name))
+        except argparse.ArgumentTypeError as error:
+            problems.append(f"argument {row.flag}: {error}")
+            continue
+        # The way to set a field of a frozen dataclass.
+        object.__setattr__(task, row.name, value)
+        given |= row.named_by(value)
+    # Flags are told, not fields, so that both interfaces use the same words.
+    problems = problems or [*contradictions(rows, given)]
+    if problems:
+        raise ConvertError(*(before + problem for problem in problems))
+
+
+def by_name(task: type) -> type:
+    """Make a task's constructor raise ConvertError for names that it does not know, or lacks.
+
+    A decorator, for a dataclass of options: Python itself would raise TypeError, and name none.
+    """
+    make = task.__init__
+
+    @functools.wraps(make)
+    def checked(self: Any, *unnamed: object, **given: object) -> None:
+        called, rows = task.__name__, options_of(task)
+        unknown = [name for name in given if name not in {row.name for row in rows}]
+        problems = [f"{called} has no {name}{known_as(name, rows)}" for name in unknown]
+        needed = [row.name for row in rows if row.default is dataclasses.MISSING]
+        if unnamed:
+            problems.append(f"{called} takes options by name: {called}({needed[0]}=...)")
+        elif missing := [name for name in needed if name not in given]:
+            problems.append(f"{called} needs {' and '.join(missing)}")
+        if problems:
+            raise ConvertError(*problems)
+        make(self, **given)
+
+    task.__init__ = checked
+    return task
+
+
+def known_as(name: str, rows: Iterable[Option]) -> str:
+    """End a message on a field that no row has: how Python gives what is meant.
+
+    That is the field of a flag which is another name, or one of a set; a name that is alike; or
+    else all names.
+    """
+    flags = {flag.strip("-").replace("-", "_"): (flag, row) for row in rows for flag in row.flags}
+    if name in flags:
+        flag, row = flags[name]
+        return f"; give {row.name}" + (f'={{"{flag}"}}' if row.switches else "")
+    names = [row.name for row in rows]
+    return did_you_mean(name, names) or f"; it has {', '.join(names)}"
+
+
+def paths_of(value: object) -> Iterator[Path]:
+    """Find the paths in an option's value, which may be None, a path, a LoRA or several of them."""
+    # A Lora is a tuple, too, but its strength is no path.
+    if isinstance(value, Lora):
+        yield value.path
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from paths_of(one)
+    elif value is not None:
+        yield value
+
+
+# ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
 
 # The environment variable that names a ComfyUI where --comfyui does not.
 COMFYUI_ROOT = "COMFYUI_ROOT"
+# What a calibration cannot do without: options one of which is enough, and how it is told.
+CALIBRATION_NEEDS = {
+    ("--comfyui",): "--comfyui DIR",
+    ("--text-encoder", "--workflow"): "--text-encoder FILE",
+    ("--prompts",): "--prompts FILE",
+}
+# What OUTPUT is given as by mistake, and no folder ends in.
+OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html")
+# Shards of fewer bytes are refused: their unit was forgotten.
+LEAST_SHARD = 1_000_000
+
+
+def page_or_data(flag: str, path: Path, given: GivenOptions) -> str:
+    """Refuse a report of a check that is neither page nor data, or would replace an index."""
+    if path.name.lower().endswith(".safetensors.index.json"):
+        return f"{flag} must not replace an index: {path}"
+    return must_end_in(".json", ".html")(flag, path, given)
+
+
+def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
+    """Make the check of a file's suffix, for an Option's `check`.
+
+    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
+    sentence.
+    """
+
+    told = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+
+    def check(flag: str, path: Path, _: GivenOptions) -> str:
+        wrong = path.suffix.lower() not in kinds
+        return f"{flag} must end in {told}{why}: {path}" if wrong else ""
+
+    return check
+
+
+def original_only(flag: str, path: Path, _: GivenOptions) -> str:
+    """Refuse a GGUF as SOURCE, and a repository's name without hf:// where no file is called so."""
+    if may_be_repository(path):
+        return f"{flag}: no such file {path}; on the Hugging Face Hub, it is hf://{path.as_posix()}"
+    wrong = path.suffix.lower() == ".gguf"
+    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
+
+
+def is_model_file(path: Path) -> bool:
+    """Tell whether OUTPUT names the file to write, and no folder for it."""
+    return path.suffix.lower() == ".safetensors"
+
+
+def model_name(flag: str, path: Path, given: GivenOptions) -> str:
+    """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
+    if isinstance(path, VirtualPath):
+        return f"{flag}: {path}: has to be on a disk of this machine"
+    if is_model_file(path):
+        return ""
+    source = given["SOURCE"]
+    if path.is_dir():
+        is_swapped = not exists(source) and any(path.glob("*.safetensors.index.json"))
+        no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
+        return no_source if is_swapped else ""
+    problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
+    if exists(path):
+        return f"{problem}; are SOURCE and {flag} swapped?"
+    suffix = path.suffix.lower()
+    if suffix in OTHER_FILES or did_you_mean(suffix, [".safetensors"]):
+        return problem
+    if "--make-folder" in given:
+        return ""
+    # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
+    if re.fullmatch(r"\.[a-z]\w*", suffix):
+        return problem
+    create = "create it first, or give --make-folder"
+    return f"{flag}: {path}: no such folder; {create} (a file's name would end in .safetensors)"
+
+
+def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
+    """Refuse `--preset none` without --include: it quantises nothing by itself."""
+    wrong = preset == "none" and "--include" not in given
+    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
+
+
+def grows_not(flag: str, form: str, given: GivenOptions) -> str:
+    """Refuse to make INT8 of NVFP4 layers once --target-size has settled on sizes."""
+    sized = {"--target-size", "--target-ratio"} & given.keys()
+    if form != "int8" or not sized or "--w4a4-share" not in given:
+        return ""
+    return f"{flag} int8 contradicts --w4a4-share with {sized.pop()}: layers would become larger"
+
+
+def large_enough(flag: str, size: int, _: GivenOptions) -> str:
+    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
+    wrong = size < LEAST_SHARD
+    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
+
+
+def all_of_calibration(flag: str, _: Path, given: GivenOptions) -> str:
+    """Name all at once that a calibration lacks."""
+    found = {*given, *(["--comfyui"] if os.environ.get(COMFYUI_ROOT) else [])}
+    lacking = [told for flags, told in CALIBRATION_NEEDS.items() if not found.intersection(flags)]
+    *more, last = lacking or [""]
+    return f"{flag} needs {', '.join(more)}{' and ' * bool(more)}{last}" if last else ""
+
+
+# ── nvfp4/asking/find.py: Find the user's ComfyUI: the folder that is named, or one where people ha
+
 # What `named_by` says of a ComfyUI that nobody named.
 NEARBY = "found nearby"
 # Bytes of comfyui_version.py that are read: it is a line with a comment.
@@ -3903,338 +4390,6 @@ def card_of(capability: tuple[int, int]) -> str:
     return next((word for word, least in known if capability >= least), "")
 
 
-# ── nvfp4/options/option.py: One row of the options table, and the checks that follow from it ─────
-
-# What somebody asked for, by flag.
-GivenOptions = Mapping[str, object]
-# The key of a row in its field's metadata.
-ROW = "option"
-
-
-class Other(NamedTuple):
-    """Name an option that another one excludes or needs.
-
-    value: the one that is meant; "" for any. why: how the sentence ends that says so, with its own
-    comma or space.
-    """
-
-    flag: str
-    value: str = ""
-    why: str = ""
-
-    @property
-    def text(self) -> str:
-        """Write it as one would type it."""
-        return f"{self.flag} {self.value}".strip()
-
-    def is_in(self, given: GivenOptions) -> bool:
-        """Tell whether it was asked for, with the value that is meant."""
-        return self.flag in given and self.value in ("", given[self.flag])
-
-
-class Alias(NamedTuple):
-    """Give an option another name: a switch that means one value, or words that mean values.
-
-    meaning: the value that the switch stands for, or {word: value}. The other facts are as in an
-    Option: an alias has conflicts and needs of its own.
-    """
-
-    flag: str
-    meaning: str | dict[str, str]
-    help: str
-    conflicts: tuple[Other, ...] = ()
-    needs: tuple[Other, ...] = ()
-
-    @property
-    def kind(self) -> Kind:
-        """Describe the values that it takes: its own words, not those of the option."""
-        return SWITCH if isinstance(self.meaning, str) else Kind(choices=tuple(self.meaning))
-
-
-class LayerSwitch(NamedTuple):
-    """Describe a switch for the layers whose names a regular expression finds.
-
-    Several such switches make up one option, whose value is the set of those that were given.
-    `least` is the title of the format, or EIGHT_BITS, that the switch raises its layers to, or ""
-    if it marks them for something else.
-    """
-
-    layers: str
-    help: str
-    least: str = ""
-
-
-class Argument(NamedTuple):
-    """Hold one thing that the command line takes for a row, with its kind of value and its help.
-
-    Most are flags; SOURCE and OUTPUT, which have no dashes, are told by their places.
-    """
-
-    flag: str
-    kind: Kind
-    help: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """Hold all there is to know of an option.
-
-    `option(...)` makes one as the default of a dataclass's field. `options_of` fills in name and
-    default from that field.
-
-    default: MISSING for an option that has to be given.
-    shown: the default as it was written, for the help.
-    group: the heading in `--help` and in docs/options.md; "" for SOURCE and OUTPUT.
-    kind: what its values may be.
-    help: its text; `{default}` stands for the default.
-    flag: how the command line calls it; "" for the field's name with dashes.
-    conflicts: what must not be given with it. One of the two rows names the other.
-    needs: of these at least one must be given with it.
-    check: what is wrong with a value that its kind accepts: gets the flag, the value and all that
-        is given, returns a sentence or "".
-    aliases: other names, listed after it.
-    switches: {flag: layers} of an option that is a set of switches and has no flag of its own.
-    trace: whether the header of OUTPUT tells it: whether the bytes can depend on it.
-    reads: whether it names files that OUTPUT must not overwrite.
-    writes: whether it names a text file that is written beside OUTPUT.
-    everyday: what the short `-h` says of it, in up to 52 characters; "" for what only `--help`
-        lists.
-    """
-
-    group: str
-    kind: Kind
-    help: str
-    name: str = ""
-    default: object = None
-    shown: str = ""
-    flag: str = ""
-    conflicts: tuple[Other, ...] = ()
-    needs: tuple[Other, ...] = ()
-    check: Callable[[str, Any, GivenOptions], str] | None = None
-    aliases: tuple[Alias, ...] = ()
-    switches: Mapping[str, LayerSwitch] = field(default_factory=dict)
-    trace: bool = True
-    reads: bool = False
-    writes: bool = False
-    everyday: str = ""
-
-    @property
-    def arguments(self) -> list[Argument]:
-        """List what the command line and docs/options.md list for this row, other names last."""
-        own = [Argument(flag, SWITCH, switch.help) for flag, switch in self.switches.items()]
-        # A set of switches has no flag of its own.
-        own = own or [Argument(self.flag, self.kind, self.help.replace("{default}", self.shown))]
-        return [*own, *(Argument(alias.flag, alias.kind, alias.help) for alias in self.aliases)]
-
-    @property
-    def flags(self) -> list[str]:
-        """List all that the command line knows it by, other names too."""
-        return [argument.flag for argument in self.arguments]
-
-    def value_in(self, given: GivenOptions) -> object:
-        """Find its value by what the command line named, or its default.
-
-        The option's own flag and an alias exclude each other, so that their order decides nothing.
-        """
-        if self.switches:
-            return frozenset(flag for flag in self.switches if flag in given)
-        # An alias is another way to give this option's value: there is no field for it.
-        for alias in self.aliases:
-            if alias.flag in given:
-                meaning = alias.meaning
-                return meaning if isinstance(meaning, str) else meaning[given[alias.flag]]
-        return given.get(self.flag, self.default)
-
-    def named_by(self, value: object) -> dict[str, object]:
-        """Tell what would have to be named for a value: {flag: value}; nothing for the default."""
-        if value == self.default:
-            return {}
-        # A set of switches is named by its flags, each of which is True.
-        return dict.fromkeys(value, True) if self.switches else {self.flag: value}
-
-    def accept(self, value: object) -> object:
-        """Make a value given in Python one of its kind.
-
-        The default is taken as it is: None is no path, but stands for none. Raises
-        argparse.ArgumentTypeError, as `Kind.accept` does.
-        """
-        if value == self.default:
-            return self.default
-        # A set of switches is given as their flags, of which each has to be one of the row's.
-        if not self.switches:
-            return self.kind.accept(value)
-        return frozenset(Kind(choices=tuple(self.switches), repeatable=True).accept(value))
-
-
-def with_others(facts: dict[str, Any]) -> dict[str, Any]:
-    """Make Others of the flags that a row's facts name: the short form, for any value."""
-
-    def other(one: Other | str) -> Other:
-        return one if isinstance(one, Other) else Other(one)
-
-    # Both relations have the same short form.
-    relations = {"conflicts", "needs"} & facts.keys()
-    return facts | {relation: tuple(map(other, facts[relation])) for relation in relations}
-
-
-def option(default: object, group: str, kind: Kind, text: str = "", **facts: Any) -> Any:
-    """Make the field of an option, of a task that is a dataclass.
-
-    default: MISSING for an option that has to be given; a text is read as the command line's is.
-    group, kind, text: its heading, the values it takes, and its help.
-    facts: what else an Option knows; `conflicts` and `needs` may name others by their flags alone.
-
-    The return type is Any, as a field's default stands where a value of the field's type should.
-    """
-    # The help shows the default as it is written here, 5GB and not 5000000000.
-    shown = default if isinstance(default, str) else f"{default:g}" if is_number(default) else ""
-    value = kind.read(default) if isinstance(default, str) else default
-    row = Option(group=group, kind=kind, help=text, shown=shown, **with_others(facts))
-    return field(default=value, metadata={ROW: row})
-
-
-def is_number(value: object) -> bool:
-    """Tell whether a value is a number; Python counts True and False among them."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def same_option(task: type, name: str, **facts: Any) -> Any:
-    """Make the field of an option that another task has, too.
-
-    task, name: where the option is. facts: what is different about it here, as in `option`.
-    """
-    # A name that the other task lacks fails here, when the table is imported.
-    (entry,) = (entry for entry in dataclasses.fields(task) if entry.name == name)
-    row = dataclasses.replace(entry.metadata[ROW], **with_others(facts))
-    return field(default=entry.default, metadata={ROW: row})
-
-
-def options_of(task: type) -> list[Option]:
-    """List the rows of a task, with names, defaults and flags filled in from its fields.
-
-    They are in the order of the fields, which is that of `--help`.
-    """
-    # Name and default are the field's, so that the table says neither twice.
-    rows = []
-    for entry in dataclasses.fields(task):
-        row = entry.metadata[ROW]
-        flag = row.flag or "--" + entry.name.replace("_", "-")
-        rows.append(dataclasses.replace(row, name=entry.name, default=entry.default, flag=flag))
-    return rows
-
-
-def all_options(*tasks: type) -> list[Option]:
-    """List the rows of several tasks; what they share is listed once, as the first one has it."""
-    # The first row of a flag stays: a task's own conflicts and needs may differ.
-    rows: dict[str, Option] = {}
-    for row in (row for task in tasks for row in options_of(task)):
-        rows.setdefault(row.flag, row)
-    return [*rows.values()]
-
-
-def contradictions(rows: Iterable[Option], given: GivenOptions) -> Iterator[str]:
-    """Find options that exclude each other, do nothing without another, or have wrong values.
-
-    `given` is {flag: value} of what was asked for. Yields a sentence for each problem: first the
-    conflicts, then what is missing, then the values, each in the order of the rows.
-    """
-    rows = list(rows)
-    # Rows and aliases have the same facts here: each of those that were named is asked.
-    named = [one for row in rows for one in (row, *row.aliases) if one.flag in given]
-    for one in named:
-        for other in one.conflicts:
-            # One of the two rows names the other, so that each contradiction is told once.
-            if other.is_in(given):
-                yield f"{one.flag} contradicts {other.text}{other.why}"
-    for one in named:
-        if one.needs and not any(other.is_in(given) for other in one.needs):
-            # Any of them is enough.
-            needed = " or ".join(other.text + other.why for other in one.needs)
-            yield f"{one.flag} needs {needed}"
-    # Checks of values see all that is given, as `--preset none` asks for --include.
-    for row in rows:
-        if row.check and row.flag in given:
-            problem = row.check(row.flag, given[row.flag], given)
-            if problem:
-                yield problem
-
-
-def check_task(task: Any, before: str = "") -> None:
-    """Make a task's values of the right kinds, and raise ConvertError with all that is wrong.
-
-    before: what each problem begins with.
-
-    A task calls this in its `__post_init__`: nobody else has it yet, so a frozen one may still be
-    changed. Contradictions are looked for only where every value is of its kind.
-    """
-    problems, given = [], {}
-    rows = options_of(type(task))
-    for row in rows:
-        try:
-            value = row.accept(getattr(task, row.name))
-        except argparse.ArgumentTypeError as error:
-            problems.append(f"argument {row.flag}: {error}")
-            continue
-        # The way to set a field of a frozen dataclass.
-        object.__setattr__(task, row.name, value)
-        given |= row.named_by(value)
-    # Flags are told, not fields, so that both interfaces use the same words.
-    problems = problems or [*contradictions(rows, given)]
-    if problems:
-        raise ConvertError(*(before + problem for problem in problems))
-
-
-def by_name(task: type) -> type:
-    """Make a task's constructor raise ConvertError for names that it does not know, or lacks.
-
-    A decorator, for a dataclass of options: Python itself would raise TypeError, and name none.
-    """
-    make = task.__init__
-
-    @functools.wraps(make)
-    def checked(self: Any, *unnamed: object, **given: object) -> None:
-        called, rows = task.__name__, options_of(task)
-        unknown = [name for name in given if name not in {row.name for row in rows}]
-        problems = [f"{called} has no {name}{known_as(name, rows)}" for name in unknown]
-        needed = [row.name for row in rows if row.default is dataclasses.MISSING]
-        if unnamed:
-            problems.append(f"{called} takes options by name: {called}({needed[0]}=...)")
-        elif missing := [name for name in needed if name not in given]:
-            problems.append(f"{called} needs {' and '.join(missing)}")
-        if problems:
-            raise ConvertError(*problems)
-        make(self, **given)
-
-    task.__init__ = checked
-    return task
-
-
-def known_as(name: str, rows: Iterable[Option]) -> str:
-    """End a message on a field that no row has: how Python gives what is meant.
-
-    That is the field of a flag which is another name, or one of a set; a name that is alike; or
-    else all names.
-    """
-    flags = {flag.strip("-").replace("-", "_"): (flag, row) for row in rows for flag in row.flags}
-    if name in flags:
-        flag, row = flags[name]
-        return f"; give {row.name}" + (f'={{"{flag}"}}' if row.switches else "")
-    names = [row.name for row in rows]
-    return did_you_mean(name, names) or f"; it has {', '.join(names)}"
-
-
-def paths_of(value: object) -> Iterator[Path]:
-    """Find the paths in an option's value, which may be None, a path, a LoRA or several of them."""
-    # A Lora is a tuple, too, but its strength is no path.
-    if isinstance(value, Lora):
-        yield value.path
-    elif isinstance(value, tuple):
-        for one in value:
-            yield from paths_of(one)
-    elif value is not None:
-        yield value
-
-
 # ── nvfp4/options/formats.py: Name formats by the words of the command line, and say which ones a c
 
 # The word for tensors that are not quantised.
@@ -4872,94 +5027,6 @@ def judge_formats(comfyui: ComfyUI, facts: PythonFacts, card: Gpu | None) -> Ite
 def titles(words: list[str]) -> str:
     """Write words of formats as people do: NVFP4, INT8."""
     return ", ".join(word.upper() for word in words) or "none"
-
-
-# ── nvfp4/options/checks.py: Check values that their kinds accept: an Option's `check`, which sees 
-
-# What OUTPUT is given as by mistake, and no folder ends in.
-OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html")
-# Shards of fewer bytes are refused: their unit was forgotten.
-LEAST_SHARD = 1_000_000
-
-
-def page_or_data(flag: str, path: Path, given: GivenOptions) -> str:
-    """Refuse a report of a check that is neither page nor data, or would replace an index."""
-    if path.name.lower().endswith(".safetensors.index.json"):
-        return f"{flag} must not replace an index: {path}"
-    return must_end_in(".json", ".html")(flag, path, given)
-
-
-def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions], str]:
-    """Make the check of a file's suffix, for an Option's `check`.
-
-    kinds: suffixes in lower case; the case of the path's own does not matter. why: goes on with the
-    sentence.
-    """
-
-    told = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
-
-    def check(flag: str, path: Path, _: GivenOptions) -> str:
-        wrong = path.suffix.lower() not in kinds
-        return f"{flag} must end in {told}{why}: {path}" if wrong else ""
-
-    return check
-
-
-def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
-    wrong = path.suffix.lower() == ".gguf"
-    return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
-
-
-def is_model_file(path: Path) -> bool:
-    """Tell whether OUTPUT names the file to write, and no folder for it."""
-    return path.suffix.lower() == ".safetensors"
-
-
-def model_name(flag: str, path: Path, given: GivenOptions) -> str:
-    """Refuse an OUTPUT that is neither a .safetensors nor a folder, and tell what may be meant."""
-    if isinstance(path, VirtualPath):
-        return f"{flag}: {path}: has to be on a disk of this machine"
-    if is_model_file(path):
-        return ""
-    source = given["SOURCE"]
-    if path.is_dir():
-        is_swapped = not exists(source) and any(path.glob("*.safetensors.index.json"))
-        no_source = f"{source}: no such file; are SOURCE and {flag} swapped?"
-        return no_source if is_swapped else ""
-    problem = f"{flag} must end in .safetensors, as ComfyUI looks for it, or be a folder: {path}"
-    if exists(path):
-        return f"{problem}; are SOURCE and {flag} swapped?"
-    suffix = path.suffix.lower()
-    if suffix in OTHER_FILES or did_you_mean(suffix, [".safetensors"]):
-        return problem
-    if "--make-folder" in given:
-        return ""
-    # A suffix of letters is that of a file; the dot of wan2.2 belongs to a folder's name.
-    if re.fullmatch(r"\.[a-z]\w*", suffix):
-        return problem
-    create = "create it first, or give --make-folder"
-    return f"{flag}: {path}: no such folder; {create} (a file's name would end in .safetensors)"
-
-
-def none_needs_include(flag: str, preset: str, given: GivenOptions) -> str:
-    """Refuse `--preset none` without --include: it quantises nothing by itself."""
-    wrong = preset == "none" and "--include" not in given
-    return f"{flag} none quantises what --include REGEX names: give that" if wrong else ""
-
-
-def grows_not(flag: str, form: str, given: GivenOptions) -> str:
-    """Refuse to make INT8 of NVFP4 layers once --target-size has settled on sizes."""
-    sized = {"--target-size", "--target-ratio"} & given.keys()
-    if form != "int8" or not sized or "--w4a4-share" not in given:
-        return ""
-    return f"{flag} int8 contradicts --w4a4-share with {sized.pop()}: layers would become larger"
-
-
-def large_enough(flag: str, size: int, _: GivenOptions) -> str:
-    """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
-    wrong = size < LEAST_SHARD
-    return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
 
 
 # ── nvfp4/options/recipe_files.py: Read recipe files, --recipe-file: options of one conversion or o
@@ -5709,6 +5776,14 @@ INNER_FOLDERS = {
 }
 
 
+class NameTakenError(ConvertError):
+    """Refuse a made name that a file has already."""
+
+    def beside_others(self, source: object) -> str:
+        """Tell it of one of several models, which may be left out."""
+        return f"{self}, or leave out {source}"
+
+
 def format_word(options: Any) -> str:
     """Tell in one word what a conversion writes, by its options alone.
 
@@ -5757,8 +5832,8 @@ def made_output(options: Any) -> Path:
 
     options: an Options that is checked, whose output is a folder, or None. Without a folder it is
     the one that a file lies in, or that a folder of shards lies in, so that these stay by
-    themselves; of a virtual source, the current one. Raises ConvertError for a name that is
-    taken: nobody asked to replace that file.
+    themselves; of a virtual source, the current one. Raises NameTakenError for a name that
+    a file has: nobody asked to replace it.
     """
     source, folder = options.source, options.output
     if folder is None:
@@ -5768,8 +5843,7 @@ def made_output(options: Any) -> Path:
     output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
     taken = options.written_as(output)
     if exists(taken) and not options.dry_run:
-        replace = f"to replace it, give OUTPUT as {output}"
-        raise ConvertError(f"{taken}: exists already; {replace}, or leave out {source}")
+        raise NameTakenError(f"{taken}: exists already; to replace it, give OUTPUT as {output}")
     return output
 
 
@@ -6174,7 +6248,7 @@ class CalibrationRun:
     calibrate: Path = option(MISSING, CALIBRATE, LOCAL_FILE,
         "start --comfyui without a window, sample --prompts from this model and record what its "
         "layers are given, for --activation-stats",
-        everyday="record a model's inputs with your prompts", needs=["--prompts"])
+        everyday="record a model's inputs with your prompts", check=all_of_calibration)
     prompts: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "a text file with a prompt on each line; a few dozen, like those that you will use")
     comfyui: Path | None = same_option(Options, "comfyui")
@@ -6808,6 +6882,9 @@ def make_tasks(
             refuse(contradictions(rows, model))
             values = {row.name: row.value_in(model) for row in rows}
             tasks.append(make_one(task, values) if len(models) > 1 else task(**values))
+        except NameTakenError as error:
+            is_one = len(models) == 1
+            problems[str(error) if is_one else error.beside_others(model["SOURCE"])] = None
         except ConvertError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -7196,6 +7273,16 @@ LONGEST_START = 900
 LONGEST_STEP, LONGEST_END = 120, 5
 # Bytes at the end of what ComfyUI prints that are searched for its reason to end.
 LOG_END = 20_000
+# What a traceback of Python begins with; its first line that is not indented is the exception's.
+TRACEBACK = "Traceback (most recent call last):"
+# What to do about some reasons, by what is in their lines; {python} is ComfyUI's.
+NO_CARD = "on a computer without a card that torch can use, give --comfyui-args=--cpu"
+REMEDIES = {
+    "No module named": " for {python}; run this with the Python that ComfyUI runs with",
+    "Torch not compiled with CUDA enabled": f"; {NO_CARD}",
+    "Found no NVIDIA driver": f"; {NO_CARD}",
+    "No CUDA GPUs are available": f"; {NO_CARD}",
+}
 
 
 def find_pack() -> Path | None:
@@ -7306,17 +7393,11 @@ class RunningComfyUI:
         """Raise ConvertError if the process has ended."""
         status = self.process.poll()
         if status is not None:
-            said = self.last_words()
-            if "No module named" in said:
-                said += (
-                    f" for {self.comfyui.python}; run this with the Python that ComfyUI runs with"
-                )
-            raise ConvertError(f"ComfyUI ended with status {status}{said}")
-
-    def last_words(self) -> str:
-        """Tell the last line that ComfyUI printed, as the end of a sentence."""
-        lines = self.log.read_bytes()[-LOG_END:].decode(errors="replace").strip().splitlines()
-        return f": {one_line(lines[-1])[:EXCERPT]}" if lines else ""
+            said = reason_in(self.log.read_bytes()[-LOG_END:].decode(errors="replace"))
+            remedy = next((text for words, text in REMEDIES.items() if words in said), "")
+            said = f": {one_line(said)[:EXCERPT]}" if said else ""
+            remedy = remedy.format(python=self.comfyui.python)
+            raise ConvertError(f"ComfyUI ended with status {status}{said}{remedy}")
 
     def queue(self, workflow: dict[str, dict]) -> Iterator[dict]:
         """Run a workflow, and yield its events until it is done; {} where none came for a while.
@@ -7371,6 +7452,18 @@ class RunningComfyUI:
         if self.process:
             end_tree(self.process)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def reason_in(log: str) -> str:
+    """Return the line of a log that tells why its program ended; "" of an empty one.
+
+    That is the exception of the last traceback, whatever is printed behind it, else the last line.
+    """
+    _, _, behind = log.rpartition(TRACEBACK)
+    lines = behind.strip("\n").splitlines()
+    raised = (line for line in lines if line.strip() and not line.startswith(" "))
+    last = lines[-1:] if behind == log else []
+    return next(iter([*last, *raised]), "").strip()
 
 
 def input_name(number: int, image: Path) -> str:
@@ -13655,6 +13748,13 @@ NUMBERED = re.compile(
     r"(?:^|(?<=[-_. (\[])|(?<=part)|(?<=shard)|(?<=split))(\d{1,5})[-_ ]?of[-_ ]?(\d{1,5})(?!\d)",
     re.IGNORECASE,
 )
+# So many models of a repository are named where one has to be chosen, and none whose path says that
+# it is another kind of file.
+MOST_LISTED = 40
+NO_MODEL = re.compile(
+    r"(?<![a-z])(lo(ra|con|ha|kr)s?|vae|(text|audio)_encoders?(_\d)?|clip_vision)(?![a-z])",
+    re.IGNORECASE,
+)
 # A pipeline of diffusers is a folder with this file, and with a subfolder for each of its models.
 PIPELINE_INDEX = "model_index.json"
 DIFFUSION_FOLDER = re.compile(r"(transformer|unet|dit|diffusion_models?)(_\d+)?")
@@ -13879,8 +13979,12 @@ def refuse_choice(folder: VirtualPath) -> None:
         folders += [path for path in one.iterdir() if path.is_dir()]
         found += models_in(one)
     if found:
-        what = f"{folder}: holds {len(found):,} models, or parts of some; give one of them:"
-        raise ConvertError(what, *(f"{path} ({size_told(path)})" for path in found))
+        own = len(str(folder))
+        found = [path for path in found if not NO_MODEL.search(str(path)[own:])] or found
+        told = [f"{path} ({size_told(path)})" for path in found[:MOST_LISTED]]
+        told += [f"... and {len(found) - MOST_LISTED:,} more"] * (len(found) > MOST_LISTED)
+        what = f"{folder}: holds several files; give the one to convert:"
+        raise ConvertError(what, *map(Listed, told))
 
 
 def size_told(path: Path) -> str:
@@ -15549,10 +15653,8 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
 
 
 def comfyui_of(task: CalibrationRun) -> ComfyUI:
-    """Find the ComfyUI that is named. Raises ConvertError where none is."""
+    """Find the ComfyUI that is named: the task's check saw to that. Raises ConvertError."""
     comfyui = find_comfyui(task.comfyui)
-    if comfyui is None:
-        raise ConvertError("--calibrate needs --comfyui DIR, the folder of your ComfyUI")
     if comfyui.absent:
         raise ConvertError(comfyui.absent)
     return comfyui
@@ -27396,23 +27498,28 @@ def render_card(report: Report) -> str:
 
 
 def front_matter(card: CardFacts) -> Iterator[str]:
-    """Render the lines of YAML; what is to be filled in is a comment, so that they are valid."""
+    """Render the lines of YAML.
+
+    What is to be filled in is a comment, so that they are valid; what to write there stands behind
+    a second one, so that they stay so.
+    """
     is_single = not card.report.options.output_sharded
     plans = card.report.plans
     words = {plan.format.option for plan in plans if plan.is_quantised or plan.ref.config}
     yield "---"
-    yield f"# license: FILL IN the base model's, such as apache-2.0 ({LICENCES})"
+    yield f"# license: FILL_IN # that of the base model, such as apache-2.0: {LICENCES}"
     if card.base:
         yield f"base_model: {json.dumps(card.base)}"
+        yield "base_model_relation: quantized"
     else:
-        yield "# base_model: FILL IN the repository of the original model, as OWNER/NAME"
-    yield "base_model_relation: quantized"
+        yield "# base_model: FILL_IN # the original model's repository, as OWNER/NAME"
+        yield "# base_model_relation: quantized"
     if is_single:
         yield f"library_name: {SINGLE_FILE}"
     if len(card.tasks) == 1:
         yield f"pipeline_tag: {card.tasks[0]}"
     else:
-        yield f"# pipeline_tag: FILL IN what it does, such as {' or '.join(card.tasks or ANY_TASK)}"
+        yield f"# pipeline_tag: FILL_IN # what it does: {' or '.join(card.tasks or ANY_TASK)}"
     yield "tags:"
     tags = [*["comfyui"] * is_single, "quantized", *(word for word in UNITS if word in words)]
     yield from (f"- {tag}" for tag in tags)
@@ -27425,7 +27532,10 @@ def card_introduction(card: CardFacts) -> Iterator[str]:
     size, source = report.output_bytes, report.source_bytes
     yield f"# {as_name(options.output.stem)}"
     yield ""
-    yield f"> **Fill in** at the top of this file: {', '.join(card.blanks)}. Then delete this."
+    yield (
+        f"> **Fill in** at the top of this file: {', '.join(card.blanks)}. Delete the `#` that "
+        "such a line begins with, and this paragraph."
+    )
     yield ""
     if options.dry_run:
         yield "> **A dry run's card**: nothing was converted, so that no errors are known."
@@ -27499,10 +27609,28 @@ def card_contents(card: CardFacts) -> Iterator[str]:
     yield from markdown_table(
         ("Multiplied as", "layers", "share of the linear weights"), multiplied
     )
-    yield "W4A4: weights of 4 bits times activations of 4 bits. All other layers are in 16 bits."
-    shares, *_ = render_work(card.data["work"]) or ("",)
-    yield from [f"In a step, {shares}."] if shares else []
+    yield (
+        f"{' '.join(map(matmul_told, matmuls))} Linear layers that are in no row are not quantised."
+    )
     yield ""
+    work = card.data["work"]
+    if work["comfyui"]:
+        four, eight, sixteen = (percentage(share, 1) for share in work["shares"].values())
+        # Without a card, all formats count as multiplied: the newest class alone does that.
+        on = CARDS[work["card"] or next(iter(CARDS))].series
+        yield (
+            f"On {on}, {four} of a step's multiply work is done in 4 bits, {eight} in 8 and "
+            f"{sixteen} in 16."
+        )
+        yield ""
+
+
+def matmul_told(kind: str) -> str:
+    """Say in a sentence what a name of `matmuls` means, as W4A8."""
+    weights, activations = re.fullmatch(r"W(\d+)A(\d+)", kind).groups()
+    if weights == activations:
+        return f"{kind}: weights and activations are of {weights} bits."
+    return f"{kind}: weights of {weights} bits are multiplied by activations of {activations}."
 
 
 def card_losses(card: CardFacts) -> Iterator[str]:
@@ -27522,7 +27650,9 @@ def card_losses(card: CardFacts) -> Iterator[str]:
     yield from markdown_table(("Format", "layers", "median error", "largest", "usual for it"), rows)
     yield (
         "Errors are relative RMSE: of a layer's decoded weight against the source's, or of its "
-        "output where it was rounded by statistics of its inputs."
+        "output where it was rounded by statistics of its inputs. One near the usual is the "
+        "format's own, and no fault. How a picture changes, none of them tells: compare some with "
+        "the original model's, from the same seeds."
     )
     yield ""
     if outliers:
@@ -27555,12 +27685,13 @@ def chosen_by(card: CardFacts) -> str:
     if options.gguf:
         return f"Formats follow the types of a GGUF: {source_told(options.gguf)}."
     if options.target_size or options.target_ratio:
-        return "Formats were chosen by each layer's measured error, for the file's size."
+        return "Formats were chosen for the file's size, by each layer's measured error."
     if options.layer_config:
         return f"Formats are those of a layer config: {as_code(options.layer_config.name)}."
     preset = card.family or "smart" if options.preset == "auto" else options.preset
-    recipe = "" if options.recipe == "mixed" else f", and --recipe {options.recipe}"
-    return f"Formats were chosen by --preset {preset}{recipe}."
+    what = "the preset `none`, and patterns," if preset == "none" else f"the preset `{preset}`"
+    how = "and to what" if options.recipe == "mixed" else f"the recipe `{options.recipe}` to what"
+    return f"Of the converter's rules, {what} decided which layers are quantised, {how}."
 
 
 # ── nvfp4/report/texts.py: Write the text files that a conversion is asked for: report, model card,
@@ -28101,6 +28232,8 @@ def not_yet_done(tasks: Sequence[Options]) -> tuple[list[Options], list[str]]:
                 continue
             refuse_taken(task)
             left.append(task)
+        except NameTakenError as error:
+            problems.append(error.beside_others(task.source))
         except ConvertError as error:
             problems += error.problems
     return left, problems

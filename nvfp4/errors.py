@@ -52,6 +52,12 @@ class ConvertError(Exception):
         self.problems = problems
 
 
+class Listed(str):
+    """Mark a line of the list that the problem before it announces: it is no problem of its own."""
+
+    __slots__ = ()
+
+
 class DamagedFileError(ConvertError):
     """Say that a safetensors header or data section is damaged.
 

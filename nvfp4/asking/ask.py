@@ -15,12 +15,13 @@ import subprocess
 from pathlib import Path
 
 from nvfp4.asking.answers import Answer, Taken, Trouble
-from nvfp4.asking.find import COMFYUI_ROOT, ComfyUI
+from nvfp4.asking.find import ComfyUI
 from nvfp4.asking.question import question_of_job, question_of_model
 from nvfp4.errors import EXCERPT, ConvertError, one_line
 from nvfp4.file_kinds import OTHER_NAMES, FileKind
 from nvfp4.layout import Job
 from nvfp4.model import Model
+from nvfp4.options.checks import COMFYUI_ROOT
 from nvfp4.programs import python_command
 
 # What runs in the child. tools/single_file.py puts the text itself here.

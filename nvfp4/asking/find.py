@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvfp4.errors import ConvertError
+from nvfp4.options.checks import COMFYUI_ROOT
 from nvfp4.options.kinds import input_path
 from nvfp4.requirements import HERE
 
-# The environment variable that names a ComfyUI where --comfyui does not.
-COMFYUI_ROOT = "COMFYUI_ROOT"
 # What `named_by` says of a ComfyUI that nobody named.
 NEARBY = "found nearby"
 # Bytes of comfyui_version.py that are read: it is a line with a comment.

@@ -135,10 +135,8 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
 
 
 def comfyui_of(task: CalibrationRun) -> ComfyUI:
-    """Find the ComfyUI that is named. Raises ConvertError where none is."""
+    """Find the ComfyUI that is named: the task's check saw to that. Raises ConvertError."""
     comfyui = find_comfyui(task.comfyui)
-    if comfyui is None:
-        raise ConvertError("--calibrate needs --comfyui DIR, the folder of your ComfyUI")
     if comfyui.absent:
         raise ConvertError(comfyui.absent)
     return comfyui

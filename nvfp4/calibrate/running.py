@@ -36,6 +36,16 @@ LONGEST_START = 900
 LONGEST_STEP, LONGEST_END = 120, 5
 # Bytes at the end of what ComfyUI prints that are searched for its reason to end.
 LOG_END = 20_000
+# What a traceback of Python begins with; its first line that is not indented is the exception's.
+TRACEBACK = "Traceback (most recent call last):"
+# What to do about some reasons, by what is in their lines; {python} is ComfyUI's.
+NO_CARD = "on a computer without a card that torch can use, give --comfyui-args=--cpu"
+REMEDIES = {
+    "No module named": " for {python}; run this with the Python that ComfyUI runs with",
+    "Torch not compiled with CUDA enabled": f"; {NO_CARD}",
+    "Found no NVIDIA driver": f"; {NO_CARD}",
+    "No CUDA GPUs are available": f"; {NO_CARD}",
+}
 
 
 def find_pack() -> Path | None:
@@ -146,17 +156,11 @@ class RunningComfyUI:
         """Raise ConvertError if the process has ended."""
         status = self.process.poll()
         if status is not None:
-            said = self.last_words()
-            if "No module named" in said:
-                said += (
-                    f" for {self.comfyui.python}; run this with the Python that ComfyUI runs with"
-                )
-            raise ConvertError(f"ComfyUI ended with status {status}{said}")
-
-    def last_words(self) -> str:
-        """Tell the last line that ComfyUI printed, as the end of a sentence."""
-        lines = self.log.read_bytes()[-LOG_END:].decode(errors="replace").strip().splitlines()
-        return f": {one_line(lines[-1])[:EXCERPT]}" if lines else ""
+            said = reason_in(self.log.read_bytes()[-LOG_END:].decode(errors="replace"))
+            remedy = next((text for words, text in REMEDIES.items() if words in said), "")
+            said = f": {one_line(said)[:EXCERPT]}" if said else ""
+            remedy = remedy.format(python=self.comfyui.python)
+            raise ConvertError(f"ComfyUI ended with status {status}{said}{remedy}")
 
     def queue(self, workflow: dict[str, dict]) -> Iterator[dict]:
         """Run a workflow, and yield its events until it is done; {} where none came for a while.
@@ -211,6 +215,18 @@ class RunningComfyUI:
         if self.process:
             end_tree(self.process)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def reason_in(log: str) -> str:
+    """Return the line of a log that tells why its program ended; "" of an empty one.
+
+    That is the exception of the last traceback, whatever is printed behind it, else the last line.
+    """
+    _, _, behind = log.rpartition(TRACEBACK)
+    lines = behind.strip("\n").splitlines()
+    raised = (line for line in lines if line.strip() and not line.startswith(" "))
+    last = lines[-1:] if behind == log else []
+    return next(iter([*last, *raised]), "").strip()
 
 
 def input_name(number: int, image: Path) -> str:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from nvfp4.errors import ConvertError, one_line
+from nvfp4.errors import ConvertError, Listed, one_line
 from nvfp4.progress import SCREEN, phase
 
 # A damaged index may have as many problems as tensors, and a name may be 10,000 characters long:
@@ -108,12 +108,14 @@ def show(text: str) -> None:
 def show_problems(error: ConvertError) -> None:
     """Print one line for each problem on stderr, whatever characters are in it.
 
-    Long lines and long lists are cut, and it is told how much is missing.
+    What is listed below a problem is indented. Long lines and long lists are cut, and it is told
+    how much is missing.
     """
     SCREEN.clear()
-    shown = [one_line(problem) for problem in error.problems[:MAX_PROBLEMS]]
+    shown = [*error.problems[:MAX_PROBLEMS]]
     if more := error.problems[MAX_PROBLEMS:]:
-        shown.append(f"... and {len(more):,} more")
-    for line in shown:
+        shown.append(Listed(f"... and {len(more):,} more"))
+    for problem in shown:
+        line, begin = one_line(problem), "  " if isinstance(problem, Listed) else "error: "
         cut = f" ... ({len(line):,} characters)" if len(line) > MAX_PROBLEM else ""
-        print(coloured(f"error: {line[:MAX_PROBLEM]}{cut}", sys.stderr), file=sys.stderr)
+        print(coloured(f"{begin}{line[:MAX_PROBLEM]}{cut}", sys.stderr), file=sys.stderr)

@@ -18,6 +18,7 @@ from nvfp4.conversion import is_converted, look_ahead, run_phases
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, full_path, is_same, is_still
 from nvfp4.options import Doctor, Options, Verification
+from nvfp4.options.naming import NameTakenError
 from nvfp4.progress import SCREEN, terminal_columns
 from nvfp4.ranks import read_ranks
 from nvfp4.report.check import check_data, render_check
@@ -146,6 +147,8 @@ def not_yet_done(tasks: Sequence[Options]) -> tuple[list[Options], list[str]]:
                 continue
             refuse_taken(task)
             left.append(task)
+        except NameTakenError as error:
+            problems.append(error.beside_others(task.source))
         except ConvertError as error:
             problems += error.problems
     return left, problems

@@ -29,6 +29,7 @@ from nvfp4.options import (
     contradictions,
     options_of,
 )
+from nvfp4.options.naming import NameTakenError
 from nvfp4.options.recipe_files import overridden, read_recipe, render_recipes
 from nvfp4.virtual import VirtualPath
 
@@ -139,6 +140,9 @@ def make_tasks(
             refuse(contradictions(rows, model))
             values = {row.name: row.value_in(model) for row in rows}
             tasks.append(make_one(task, values) if len(models) > 1 else task(**values))
+        except NameTakenError as error:
+            is_one = len(models) == 1
+            problems[str(error) if is_one else error.beside_others(model["SOURCE"])] = None
         except ConvertError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:

@@ -5,15 +5,25 @@ Each gets the flag, the value and {flag: value}, and returns a sentence, or "" w
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from nvfp4.errors import did_you_mean
 from nvfp4.files import exists
+from nvfp4.hub.address import may_be_repository
 from nvfp4.options.option import GivenOptions
 from nvfp4.virtual import VirtualPath
 
+# The environment variable that names a ComfyUI where --comfyui does not.
+COMFYUI_ROOT = "COMFYUI_ROOT"
+# What a calibration cannot do without: options one of which is enough, and how it is told.
+CALIBRATION_NEEDS = {
+    ("--comfyui",): "--comfyui DIR",
+    ("--text-encoder", "--workflow"): "--text-encoder FILE",
+    ("--prompts",): "--prompts FILE",
+}
 # What OUTPUT is given as by mistake, and no folder ends in.
 OTHER_FILES = (".gguf", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json", ".html")
 # Shards of fewer bytes are refused: their unit was forgotten.
@@ -44,7 +54,9 @@ def must_end_in(*kinds: str, why: str = "") -> Callable[[str, Path, GivenOptions
 
 
 def original_only(flag: str, path: Path, _: GivenOptions) -> str:
-    """Refuse a GGUF as SOURCE: the model that it was made from has to be given."""
+    """Refuse a GGUF as SOURCE, and a repository's name without hf:// where no file is called so."""
+    if may_be_repository(path):
+        return f"{flag}: no such file {path}; on the Hugging Face Hub, it is hf://{path.as_posix()}"
     wrong = path.suffix.lower() == ".gguf"
     return f"{flag} must be the original .safetensors; a GGUF goes with --gguf" if wrong else ""
 
@@ -98,3 +110,11 @@ def large_enough(flag: str, size: int, _: GivenOptions) -> str:
     """Refuse shards of less than LEAST_SHARD bytes: whoever gives "5" means "5GB"."""
     wrong = size < LEAST_SHARD
     return f"{flag}: {size:,} bytes are too few; give 5GB or so" if wrong else ""
+
+
+def all_of_calibration(flag: str, _: Path, given: GivenOptions) -> str:
+    """Name all at once that a calibration lacks."""
+    found = {*given, *(["--comfyui"] if os.environ.get(COMFYUI_ROOT) else [])}
+    lacking = [told for flags, told in CALIBRATION_NEEDS.items() if not found.intersection(flags)]
+    *more, last = lacking or [""]
+    return f"{flag} needs {', '.join(more)}{' and ' * bool(more)}{last}" if last else ""

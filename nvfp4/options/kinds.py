@@ -19,6 +19,7 @@ from typing import NamedTuple
 from nvfp4.dtypes import FLOAT32_MAX
 from nvfp4.errors import did_you_mean
 from nvfp4.files import exists
+from nvfp4.hub.address import hub_path_of
 from nvfp4.hub.path import HubPath
 from nvfp4.model import Lora, compiled
 from nvfp4.requirements import HERE
@@ -45,7 +46,8 @@ def input_path(given: str | Path) -> Path:
     except ValueError as error:
         raise argparse.ArgumentTypeError(error) from None
     if isinstance(given, str) and WEB_ADDRESS.match(given):
-        hint = "a file on the Hugging Face Hub is given as hf://owner/repo/path"
+        hint = hub_path_of(given)
+        hint = f"give {hint}" if hint else "a file on the Hugging Face Hub is hf://owner/repo/path"
         raise argparse.ArgumentTypeError(f"{given} is an address of the web; {hint}")
     # Path("") is the folder one is in, which would be taken for SOURCE.
     if given == "":

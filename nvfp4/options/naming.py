@@ -33,6 +33,14 @@ INNER_FOLDERS = {
 }
 
 
+class NameTakenError(ConvertError):
+    """Refuse a made name that a file has already."""
+
+    def beside_others(self, source: object) -> str:
+        """Tell it of one of several models, which may be left out."""
+        return f"{self}, or leave out {source}"
+
+
 def format_word(options: Any) -> str:
     """Tell in one word what a conversion writes, by its options alone.
 
@@ -81,8 +89,8 @@ def made_output(options: Any) -> Path:
 
     options: an Options that is checked, whose output is a folder, or None. Without a folder it is
     the one that a file lies in, or that a folder of shards lies in, so that these stay by
-    themselves; of a virtual source, the current one. Raises ConvertError for a name that is
-    taken: nobody asked to replace that file.
+    themselves; of a virtual source, the current one. Raises NameTakenError for a name that
+    a file has: nobody asked to replace it.
     """
     source, folder = options.source, options.output
     if folder is None:
@@ -92,6 +100,5 @@ def made_output(options: Any) -> Path:
     output = folder / f"{source_name(source)}_{format_word(options)}{SUFFIX}"
     taken = options.written_as(output)
     if exists(taken) and not options.dry_run:
-        replace = f"to replace it, give OUTPUT as {output}"
-        raise ConvertError(f"{taken}: exists already; {replace}, or leave out {source}")
+        raise NameTakenError(f"{taken}: exists already; to replace it, give OUTPUT as {output}")
     return output

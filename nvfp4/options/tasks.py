@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from nvfp4.model import Lora
-from nvfp4.options.checks import page_or_data
+from nvfp4.options.checks import all_of_calibration, page_or_data
 from nvfp4.options.kinds import (
     FILE,
     FOLDER,
@@ -89,7 +89,7 @@ class CalibrationRun:
     calibrate: Path = option(MISSING, CALIBRATE, LOCAL_FILE,
         "start --comfyui without a window, sample --prompts from this model and record what its "
         "layers are given, for --activation-stats",
-        everyday="record a model's inputs with your prompts", needs=["--prompts"])
+        everyday="record a model's inputs with your prompts", check=all_of_calibration)
     prompts: Path | None = option(None, CALIBRATE, LOCAL_FILE,
         "a text file with a prompt on each line; a few dozen, like those that you will use")
     comfyui: Path | None = same_option(Options, "comfyui")

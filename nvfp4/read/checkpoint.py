@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nvfp4.dtypes import MAX_DIMENSIONS, bits_of
-from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, examples, gigabytes
+from nvfp4.errors import EXCERPT, ConvertError, DamagedFileError, Listed, examples, gigabytes
 from nvfp4.files import exists, size_of, translated
 from nvfp4.model import Model, TensorRef
 from nvfp4.read.beginnings import TELLING_BYTES, refuse_foreign
@@ -39,6 +39,13 @@ INDEX_NAME = re.compile(r".+\.(safetensors|sft)\.index(\.[\w-]+)?\.json", re.IGN
 # "N of M" as Hugging Face's libraries, gguf-split and people write it, in any count of digits.
 NUMBERED = re.compile(
     r"(?:^|(?<=[-_. (\[])|(?<=part)|(?<=shard)|(?<=split))(\d{1,5})[-_ ]?of[-_ ]?(\d{1,5})(?!\d)",
+    re.IGNORECASE,
+)
+# So many models of a repository are named where one has to be chosen, and none whose path says that
+# it is another kind of file.
+MOST_LISTED = 40
+NO_MODEL = re.compile(
+    r"(?<![a-z])(lo(ra|con|ha|kr)s?|vae|(text|audio)_encoders?(_\d)?|clip_vision)(?![a-z])",
     re.IGNORECASE,
 )
 # A pipeline of diffusers is a folder with this file, and with a subfolder for each of its models.
@@ -265,8 +272,12 @@ def refuse_choice(folder: VirtualPath) -> None:
         folders += [path for path in one.iterdir() if path.is_dir()]
         found += models_in(one)
     if found:
-        what = f"{folder}: holds {len(found):,} models, or parts of some; give one of them:"
-        raise ConvertError(what, *(f"{path} ({size_told(path)})" for path in found))
+        own = len(str(folder))
+        found = [path for path in found if not NO_MODEL.search(str(path)[own:])] or found
+        told = [f"{path} ({size_told(path)})" for path in found[:MOST_LISTED]]
+        told += [f"... and {len(found) - MOST_LISTED:,} more"] * (len(found) > MOST_LISTED)
+        what = f"{folder}: holds several files; give the one to convert:"
+        raise ConvertError(what, *map(Listed, told))
 
 
 def size_told(path: Path) -> str:

@@ -117,23 +117,28 @@ def render_card(report: Report) -> str:
 
 
 def front_matter(card: CardFacts) -> Iterator[str]:
-    """Render the lines of YAML; what is to be filled in is a comment, so that they are valid."""
+    """Render the lines of YAML.
+
+    What is to be filled in is a comment, so that they are valid; what to write there stands behind
+    a second one, so that they stay so.
+    """
     is_single = not card.report.options.output_sharded
     plans = card.report.plans
     words = {plan.format.option for plan in plans if plan.is_quantised or plan.ref.config}
     yield "---"
-    yield f"# license: FILL IN the base model's, such as apache-2.0 ({LICENCES})"
+    yield f"# license: FILL_IN # that of the base model, such as apache-2.0: {LICENCES}"
     if card.base:
         yield f"base_model: {json.dumps(card.base)}"
+        yield "base_model_relation: quantized"
     else:
-        yield "# base_model: FILL IN the repository of the original model, as OWNER/NAME"
-    yield "base_model_relation: quantized"
+        yield "# base_model: FILL_IN # the original model's repository, as OWNER/NAME"
+        yield "# base_model_relation: quantized"
     if is_single:
         yield f"library_name: {SINGLE_FILE}"
     if len(card.tasks) == 1:
         yield f"pipeline_tag: {card.tasks[0]}"
     else:
-        yield f"# pipeline_tag: FILL IN what it does, such as {' or '.join(card.tasks or ANY_TASK)}"
+        yield f"# pipeline_tag: FILL_IN # what it does: {' or '.join(card.tasks or ANY_TASK)}"
     yield "tags:"
     tags = [*["comfyui"] * is_single, "quantized", *(word for word in UNITS if word in words)]
     yield from (f"- {tag}" for tag in tags)
@@ -146,7 +151,10 @@ def card_introduction(card: CardFacts) -> Iterator[str]:
     size, source = report.output_bytes, report.source_bytes
     yield f"# {as_name(options.output.stem)}"
     yield ""
-    yield f"> **Fill in** at the top of this file: {', '.join(card.blanks)}. Then delete this."
+    yield (
+        f"> **Fill in** at the top of this file: {', '.join(card.blanks)}. Delete the `#` that "
+        "such a line begins with, and this paragraph."
+    )
     yield ""
     if options.dry_run:
         yield "> **A dry run's card**: nothing was converted, so that no errors are known."
@@ -220,10 +228,28 @@ def card_contents(card: CardFacts) -> Iterator[str]:
     yield from markdown_table(
         ("Multiplied as", "layers", "share of the linear weights"), multiplied
     )
-    yield "W4A4: weights of 4 bits times activations of 4 bits. All other layers are in 16 bits."
-    shares, *_ = render_work(card.data["work"]) or ("",)
-    yield from [f"In a step, {shares}."] if shares else []
+    yield (
+        f"{' '.join(map(matmul_told, matmuls))} Linear layers that are in no row are not quantised."
+    )
     yield ""
+    work = card.data["work"]
+    if work["comfyui"]:
+        four, eight, sixteen = (percentage(share, 1) for share in work["shares"].values())
+        # Without a card, all formats count as multiplied: the newest class alone does that.
+        on = CARDS[work["card"] or next(iter(CARDS))].series
+        yield (
+            f"On {on}, {four} of a step's multiply work is done in 4 bits, {eight} in 8 and "
+            f"{sixteen} in 16."
+        )
+        yield ""
+
+
+def matmul_told(kind: str) -> str:
+    """Say in a sentence what a name of `matmuls` means, as W4A8."""
+    weights, activations = re.fullmatch(r"W(\d+)A(\d+)", kind).groups()
+    if weights == activations:
+        return f"{kind}: weights and activations are of {weights} bits."
+    return f"{kind}: weights of {weights} bits are multiplied by activations of {activations}."
 
 
 def card_losses(card: CardFacts) -> Iterator[str]:
@@ -243,7 +269,9 @@ def card_losses(card: CardFacts) -> Iterator[str]:
     yield from markdown_table(("Format", "layers", "median error", "largest", "usual for it"), rows)
     yield (
         "Errors are relative RMSE: of a layer's decoded weight against the source's, or of its "
-        "output where it was rounded by statistics of its inputs."
+        "output where it was rounded by statistics of its inputs. One near the usual is the "
+        "format's own, and no fault. How a picture changes, none of them tells: compare some with "
+        "the original model's, from the same seeds."
     )
     yield ""
     if outliers:
@@ -276,9 +304,10 @@ def chosen_by(card: CardFacts) -> str:
     if options.gguf:
         return f"Formats follow the types of a GGUF: {source_told(options.gguf)}."
     if options.target_size or options.target_ratio:
-        return "Formats were chosen by each layer's measured error, for the file's size."
+        return "Formats were chosen for the file's size, by each layer's measured error."
     if options.layer_config:
         return f"Formats are those of a layer config: {as_code(options.layer_config.name)}."
     preset = card.family or "smart" if options.preset == "auto" else options.preset
-    recipe = "" if options.recipe == "mixed" else f", and --recipe {options.recipe}"
-    return f"Formats were chosen by --preset {preset}{recipe}."
+    what = "the preset `none`, and patterns," if preset == "none" else f"the preset `{preset}`"
+    how = "and to what" if options.recipe == "mixed" else f"the recipe `{options.recipe}` to what"
+    return f"Of the converter's rules, {what} decided which layers are quantised, {how}."

@@ -155,6 +155,7 @@ def test_comfyui_knows_every_node_of_the_shipped_workflows(server, key, image):
         pytest.skip("made the other way")
     encoders = [f"{number}.safetensors" for number in range(usual.encoders)]
     given = {"calibrate": "m.safetensors", "prompts": "p", "text_encoder": encoders}
+    given["comfyui"] = "ComfyUI"
     given |= {"vae": "v.safetensors", "image": "i.png"} if image else {}
     if key == ("wan", "T2V"):
         given["low_noise"] = "l.safetensors"

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from nvfp4.cli.console import show_problems
 from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError
 from nvfp4.hub.path import Hub
@@ -98,15 +99,19 @@ def test_what_the_cache_has_is_not_fetched(hub, tmp_path, monkeypatch):
         converted(output="c.safetensors")
 
 
-def test_a_repository_of_several_models_lists_them(hub):
+def test_a_repository_of_several_models_lists_them(hub, capsys):
     two = {"a/x.safetensors": b"1" * 5_000_000, "b/y.safetensors": b"2" * 300, "z.gguf": b""}
-    hub.put("owner/many", two)
+    others = ("a/wan_lora_rank64.safetensors", "loras/z.safetensors", "vae/z.safetensors")
+    hub.put("owner/many", two | dict.fromkeys(others, b"3"))
     with pytest.raises(ConvertError) as refused:
         converted(source="hf://owner/many")
     what, *models = refused.value.problems
-    assert what == "hf://owner/many: holds 2 models, or parts of some; give one of them:"
+    assert what == "hf://owner/many: holds several files; give the one to convert:"
     assert models == ["hf://owner/many/a/x.safetensors (5.00 MB)",
                       "hf://owner/many/b/y.safetensors (300 bytes)"]  # fmt: skip
+    show_problems(refused.value)
+    _, first, second = capsys.readouterr().err.splitlines()
+    assert [first.split()[0], second.split()[0]] == [model.split()[0] for model in models]
 
 
 @pytest.mark.parametrize(

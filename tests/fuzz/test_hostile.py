@@ -45,7 +45,7 @@ def test_refused(name, tmp_path):
     assert status == 1
     assert all(line.isprintable() for line in printed.splitlines())
     if not name.startswith("verify: "):  # whose report is on stdout
-        assert all(line.startswith("error: ") for line in printed.splitlines())
+        assert all(line.startswith(("error: ", "  ... and")) for line in printed.splitlines())
     assert [*(tmp_path / "f" / "out").iterdir()] == []
     assert seconds < SECONDS
     assert peak() - before < MEMORY

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from nvfp4.calibrate.run import OwnRecording, read_prompts, run_calibration
+from nvfp4.calibrate.running import reason_in
 from nvfp4.errors import ConvertError
 from nvfp4.options.tasks import CalibrationRun
 
@@ -49,7 +50,6 @@ def test_prompts_are_lines(given):
 
 
 def test_what_is_missing_or_unfit_is_one_line(given, capsys, tmp_path):
-    assert "--comfyui DIR, the folder of your ComfyUI" in problem(capsys, given, comfyui=None)
     assert "is no ComfyUI folder" in problem(capsys, given, comfyui=tmp_path)
     none = tmp_path / "none"
     assert problem(capsys, given, text_encoder=none) == f"{none}: no such file"
@@ -60,6 +60,44 @@ def test_what_is_missing_or_unfit_is_one_line(given, capsys, tmp_path):
     assert "a GGUF needs your own workflow" in problem(capsys, given, calibrate=gguf)
     quote = problem(capsys, given, comfyui_args="--x '")
     assert quote == "--comfyui-args: No closing quotation"
+
+
+def test_all_that_a_calibration_lacks_is_named_at_once(given, monkeypatch):
+    def told(**changed):
+        with pytest.raises(ConvertError) as found:
+            CalibrationRun(**given | changed)
+        return str(found.value)
+
+    every = {"comfyui": None, "text_encoder": (), "prompts": None}
+    needed = "--calibrate needs --comfyui DIR, --text-encoder FILE and --prompts FILE"
+    assert told(**every) == needed
+    assert told(prompts=None) == "--calibrate needs --prompts FILE"
+    CalibrationRun(**given | {"text_encoder": (), "workflow": "w.json"})
+    monkeypatch.setenv("COMFYUI_ROOT", "c")
+    CalibrationRun(**given | {"comfyui": None})
+
+
+BANNER = "***----***\nAdvice of a custom node\n***----***\n"
+RAISED = 'Traceback (most recent call last):\n  File "a.py", line 1\n    a()\nx.NoCard: none\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", ""),
+        ("one\ntwo\n\n", "two"),
+        (RAISED + BANNER, "x.NoCard: none"),
+        (f"{RAISED}\nDuring handling of it:\n\n{RAISED.replace('x.', 'y.')}", "y.NoCard: none"),
+    ],
+)
+def test_why_a_comfyui_ended_is_its_exception_whatever_follows(log, reason):
+    assert reason_in(log) == reason
+
+
+def test_a_comfyui_without_a_card_is_answered_with_its_argument(given, capsys):
+    script = "raise AssertionError('Torch not compiled with CUDA enabled')"
+    (given["comfyui"] / "main.py").write_text(script, encoding="utf-8")
+    assert "give --comfyui-args=--cpu; all that ComfyUI printed" in problem(capsys, given)
 
 
 def test_a_comfyui_that_does_not_start_says_why_and_its_output_is_kept(given, capsys):

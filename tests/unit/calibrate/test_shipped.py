@@ -15,7 +15,10 @@ from nvfp4.read.checkpoint import open_model
 
 def task_of(sampling, **given):
     encoders = [f"t{number}.safetensors" for number in range(sampling.encoders)]
-    usual = {"calibrate": "m.safetensors", "prompts": "p.txt", "text_encoder": encoders}
+    usual = {
+        "calibrate": "m.safetensors", "comfyui": "ComfyUI", "prompts": "p.txt",
+        "text_encoder": encoders,
+    }  # fmt: skip
     if sampling.needs_image:
         usual |= {"vae": "v.safetensors", "image": "i.png"}
     return CalibrationRun(**usual | given)
@@ -74,7 +77,7 @@ def test_an_image_is_encoded_only_where_one_is_given():
 @pytest.mark.parametrize(
     ("key", "given", "problem"),
     [
-        (("wan", "T2V"), {"text_encoder": []}, "the model takes 1, not 0"),
+        (("wan", "T2V"), {"text_encoder": ["a", "b"]}, "the model takes 1, not 2"),
         (("flux", "dev"), {"text_encoder": ["a"]}, "the model takes 2, not 1"),
         (("wan", "I2V"), {"image": (), "vae": None}, "give --vae FILE and --image FILE"),
         (("wan", "T2V"), {"image": "i", "vae": "v"}, "--image: the model's workflow takes none"),

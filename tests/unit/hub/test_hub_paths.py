@@ -55,7 +55,7 @@ def test_what_is_no_path_of_a_repository_is_refused(text):
 
 def test_a_text_with_the_scheme_is_one_and_an_address_of_the_web_is_refused():
     assert isinstance(input_path("hf://o/r"), HubPath)
-    with pytest.raises(Exception, match="given as hf://owner/repo/path"):
+    with pytest.raises(Exception, match="is an address of the web; give hf://o/r"):
         input_path("https://huggingface.co/o/r")
 
 

@@ -96,8 +96,9 @@ def test_a_made_name_never_replaces_a_file(tmp_path):
     taken = tmp_path / "x_nvfp4.safetensors"
     taken.touch()
     given = {"source": tmp_path / "x.safetensors"}
-    with pytest.raises(ConvertError, match=r"exists already; to replace it, give OUTPUT as "):
+    with pytest.raises(ConvertError, match="exists already; to replace it, give OUTPUT as ") as one:
         Options(**given)
+    assert "leave out" not in str(one.value)
     assert Options(**given, dry_run=True).output == taken
     assert Options(**given, output=taken).output == taken
     assert Options(**given, recipe="int8").output == tmp_path / "x_int8.safetensors"

@@ -348,6 +348,10 @@ def test_a_calibration_is_one_task_in_both_interfaces():
         "m",
         "--prompts",
         "p",
+        "--comfyui",
+        "c",
+        "--text-encoder",
+        "t",
         "--size",
         "64x32",
         "--image",
@@ -355,13 +359,12 @@ def test_a_calibration_is_one_task_in_both_interfaces():
         "--image",
         "b",
     ]
-    task = CalibrationRun(
-        calibrate="m", prompts="p", size=(64, 32, 1), image=("a", "b"), vae=Path("v")
-    )
+    needed = {"calibrate": "m", "prompts": "p", "comfyui": "c", "text_encoder": "t"}
+    task = CalibrationRun(**needed, size=(64, 32, 1), image=("a", "b"), vae=Path("v"))
     assert parse_options([*given, "--vae", "v", "--size", "64x32"]) == task
     assert task.results == Path("nvfp4_calibration")
     with pytest.raises(ConvertError, match=r"^argument --size: '64' is no size like 832x480x81"):
-        CalibrationRun(calibrate="m", prompts="p", size="64")
+        CalibrationRun(**needed, size="64")
 
 
 # What follows from the rows

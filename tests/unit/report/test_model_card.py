@@ -33,7 +33,7 @@ def card(tiny, tmp_path_factory):
 
 def test_it_says_what_a_person_needs(card):
     front, body = front_and_body(card)
-    assert "\nbase_model_relation: quantized\n" in front
+    assert "\n# base_model_relation: quantized\n" in front
     assert "\npipeline_tag: text-to-video\n" in front
     assert "**Fill in** at the top of this file: the licence, the base model." in body
     for told in (
@@ -62,11 +62,29 @@ def test_the_hubs_own_parser_takes_it(card, tmp_path):
     (tmp_path / "README.md").write_text(card, encoding="utf-8")
     data = hub.ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert data == {
-        "base_model_relation": "quantized",
         "library_name": "diffusion-single-file",
         "pipeline_tag": "text-to-video",
         "tags": ["comfyui", "quantized", "nvfp4", "fp8"],
     }
+
+
+def test_what_is_filled_in_is_valid_without_its_mark(card, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    filled = card.replace("\n# ", "\n", 3).replace("FILL_IN", "me/x")
+    (tmp_path / "README.md").write_text(filled, encoding="utf-8")
+    data = hub.ModelCard.load(tmp_path / "README.md").data.to_dict()
+    assert (data["license"], data["base_model"]) == ("me/x", "me/x")
+    assert data["base_model_relation"] == "quantized"
+
+
+def test_only_what_occurs_is_explained(card, tiny, tmp_path):
+    assert "W4A16: weights of 4 bits are multiplied by activations of 16." in card
+    assert "W4A8" not in card
+    output = tmp_path / "o.safetensors"
+    text = render_card(convert(Options(source=tiny, output=output, recipe="int8", dry_run=True)))
+    assert "\nW8A8: weights and activations are of 8 bits. Linear" in text
+    assert "W4A4" not in text
+    assert "the preset `wan` decided which layers are quantised, the recipe `int8` to what" in text
 
 
 def test_hostile_names_stay_names(tmp_path):
