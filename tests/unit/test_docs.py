@@ -23,7 +23,7 @@ FOREIGN_PAGES = {"comparison.md", "CHANGELOG.md"}
 # Options of pip, torchrun, uv and ComfyUI that pages name.
 FOREIGN_OPTIONS = {
     "--nproc-per-node", "--index-url", "--from", "--extra-index-url", "--upgrade",
-    "--force-reinstall", "--local-dir",
+    "--force-reinstall", "--local-dir", "--cpu",
 }  # fmt: skip
 # Programs of this repository whose options are found as text: `"--name"`.
 PROGRAMS = ("benchmarks", "calib", "examples", "nvfp4", "tests/fuzz", "tests/faults", "tools")
