@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 
+# Part of all fingerprints: what was noted is gone with the process, and packs may keep ComfyUI's
+# results for longer.
+SESSION = time.time_ns()
 # {node: its id and its own inputs, as its fingerprint was asked for last}
 ASKED: dict[str, tuple] = {}
 # {id and inputs: {(file, what is looked at): what that was}} since the node ran with these inputs.
@@ -30,8 +34,8 @@ def status(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def changes(node_id: str, values: dict[str, object]) -> tuple[str, int]:
-    """Make a node's fingerprint: its id, and how often files of it were found changed.
+def changes(node_id: str, values: dict[str, object]) -> tuple[int, str, int]:
+    """Make a node's fingerprint: session, id, and how often files of it were found changed.
 
     values: its inputs; those that are linked are None. ComfyUI gives what one node made to another
     one of the same inputs, whose files are not known here; with the id it does not.
@@ -41,7 +45,7 @@ def changes(node_id: str, values: dict[str, object]) -> tuple[str, int]:
     if any(look(path) != was for (path, look), was in FILES.get(key, {}).items()):
         del FILES[key]
         CHANGES[key] = CHANGES.get(key, 0) + 1
-    return node_id, CHANGES.get(key, 0)
+    return SESSION, node_id, CHANGES.get(key, 0)
 
 
 def note_files(node_id: str, paths: Iterable[PurePath], look: Callable = status) -> None:
