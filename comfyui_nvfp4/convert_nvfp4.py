@@ -31,6 +31,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is not signal.SIG_
 import contextlib
 import difflib
 import errno
+import math
 import os
 import re
 import threading
@@ -204,6 +205,10 @@ def percentage(part: float, whole: float) -> str:
 DRAW_EVERY = 0.25
 # In a log, what takes longer than SILENCE seconds is told, and again every LINE_EVERY seconds.
 SILENCE, LINE_EVERY = 2.0, 10.0
+# Seconds after which whoever waits for another thread or a network lets a person interrupt it.
+GLANCE = 1.0
+# Seconds that are waited for without a word, as for a network that stumbles.
+SHORT_WAIT = 2.0
 # The rate is that of the last so many seconds: it changes when compiled kernels take over.
 RATE_WINDOW = 30.0
 # Columns of a terminal that does not tell its width, and of the drawn bar.
@@ -262,6 +267,27 @@ def sized(done: float, total: float | None = None) -> str:
     return f"{shown} {unit}"
 
 
+# What threads wait for, and until when, in seconds of `time.monotonic`; by the thread.
+HOLDS: dict[int, tuple[str, float]] = {}
+
+
+@contextlib.contextmanager
+def holding_up(what: str, seconds: float) -> Iterator[None]:
+    """Show in place of what goes on, during the `with` block, what this thread waits for."""
+    HOLDS[threading.get_ident()] = (what, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        del HOLDS[threading.get_ident()]
+
+
+def held_up(now: float) -> str:
+    """Tell what is waited for, and how long the shortest wait goes on yet; "" for short ones."""
+    waits = min(((end, what) for what, end in [*HOLDS.values()]), default=(now, ""))
+    left = waits[0] - now
+    return f"{waits[1]}, {math.ceil(left)} s" if left > SHORT_WAIT else ""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Activity:
     """Hold what a program is busy with, and how far it is.
@@ -317,15 +343,16 @@ class Activity:
 
     def parts(self, now: float, clock: float) -> list[tuple[int, str]]:
         """List what a line says, each with its rank: the highest goes first where it is narrow."""
+        what = held_up(now) or self.what
         if not self.total:
             took = now - self.began
-            return [(0, f"{self.what} ..." + f" {duration(took)}" * (took >= SILENCE))]
+            return [(0, f"{what} ..." + f" {duration(took)}" * (took >= SILENCE))]
         efforts = self.efforts or self.total
         share = self.share
         filled = int(BAR_COLUMNS * share)
         amount = f"{self.done:,}/{self.total:,}"
         made = [
-            (0, self.what),
+            (0, what),
             (1, f"{int(100 * share)} %"),
             (DRAWN_BAR, f"[{'#' * filled}{'-' * (BAR_COLUMNS - filled)}]"),
             (3, sized(self.done, self.total) if self.in_bytes else amount),
@@ -682,7 +709,6 @@ import importlib.util
 import io
 import itertools
 import json
-import math
 import shlex
 import shutil
 import stat
@@ -1133,11 +1159,14 @@ NOT_ENCRYPTED = "the Hub leads from https to http, where anybody could change wh
 
 
 class Passing(Exception):
-    """Report what may be over when it is tried again; `wait` is what the server asked for."""
+    """Report what may be over when it is tried again.
 
-    def __init__(self, text: str, wait: float | None = None):
-        super().__init__(text)
-        self.wait = wait
+    shown: what was asked for. why: what went wrong. wait: the seconds that the server asked for.
+    """
+
+    def __init__(self, shown: str, why: str, wait: float | None = None):
+        super().__init__(f"{shown}: {why}")
+        self.why, self.wait = why, wait
 
 
 class RangeAnswer(NamedTuple):
@@ -1169,7 +1198,7 @@ def library() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        what = "hf:// needs the package huggingface_hub"
+        what = "hf:// needs the package huggingface_hub, 0.34 or newer"
         raise ConvertError(f"{what}: python -m pip install huggingface_hub") from error
     return huggingface_hub
 
@@ -1203,7 +1232,13 @@ def wait_for(tries: int, problem: Passing, stop: threading.Event) -> None:
     if tries > len(WAITS):
         kept = "what a run with --resume wrote is kept"
         raise ConvertError(f"{problem}; {tries} tries brought nothing: try again later ({kept})")
-    stop.wait(min(LONGEST_ASKED, max(problem.wait or 0.0, WAITS[tries - 1])))
+    seconds = min(LONGEST_ASKED, max(problem.wait or 0.0, WAITS[tries - 1]))
+    end = time.monotonic() + seconds
+    why = problem.why.replace("HTTP", "answered")
+    with holding_up(f"waiting for the Hub ({why})", seconds):
+        # In steps, as nothing else lets a person interrupt or cancel it on every system.
+        while (left := end - time.monotonic()) > 0 and not stop.wait(min(GLANCE, left)):
+            tell_watcher()
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
@@ -1259,7 +1294,7 @@ def passing_problem(shown: str, error: Exception, what: str = "") -> Passing:
         raise ConvertError(f"{shown}: {text.format(page=page_of(shown))}") from None
     status = refusal.status
     what = f"HTTP {status}" if status else f"{what}{reason_of(error)}"
-    return Passing(f"{shown}: {what}", asked_wait(refusal.headers))
+    return Passing(shown, what, asked_wait(refusal.headers))
 
 
 def offline_problem() -> str:
@@ -1491,8 +1526,6 @@ MOST_HELD = 96 << 20
 NEAR_BYTES = 1 << 18
 # Answers that an address gives once it has expired: signed ones hold for minutes.
 EXPIRED_STATUSES = (401, 403, 404, 410)
-# Seconds after which a waiting reader looks whether it was interrupted.
-GLANCE = 1.0
 
 
 class RemoteFile:
@@ -1514,7 +1547,10 @@ class RemoteFile:
 
     def where(self) -> RemoteAddress:
         """Return the address to ask, and ask the Hub for one where there is none."""
-        with self.lock:
+        while not self.lock.acquire(timeout=GLANCE):
+            # Another thread asks, and may wait for minutes.
+            tell_watcher()
+        try:
             if self.address is None:
                 found = locate_file(self.shown, self.place)
                 self.etag = self.etag or found.etag
@@ -1522,6 +1558,8 @@ class RemoteFile:
                     raise self.changed()
                 self.address = found
             return self.address
+        finally:
+            self.lock.release()
 
     def fetch(self, begin: int, view: memoryview, stop: threading.Event) -> None:
         """Fill `view` with the bytes from `begin` on.
@@ -1530,7 +1568,7 @@ class RemoteFile:
         """
         got = tries = 0
         while got < len(view):
-            before, problem = got, Passing(f"{self.shown}: the connection ended too early")
+            before, problem = got, Passing(self.shown, "the connection ended too early")
             try:
                 with contextlib.closing(self.received(begin + got, begin + len(view))) as chunks:
                     for chunk in chunks:
@@ -1569,13 +1607,13 @@ class RemoteFile:
             with self.lock:
                 self.address = None if self.address is address else self.address
         if status in (*EXPIRED_STATUSES, *PASSING_STATUSES):
-            raise Passing(f"{self.shown}: HTTP {status}", asked_wait(headers))
+            raise Passing(self.shown, f"HTTP {status}", asked_wait(headers))
         if status not in (200, 206, 416):
             raise ConvertError(f"{self.shown}: HTTP {status}")
         if answer.is_open and is_encrypted(address.url):
             raise ConvertError(f"{self.shown}: {NOT_ENCRYPTED}")
         if (headers.get("content-encoding") or "identity").lower() != "identity":
-            raise Passing(f"{self.shown}: bytes came encoded that were asked for as they are")
+            raise Passing(self.shown, "bytes came encoded that were asked for as they are")
         whole = headers.get("content-length") if status == 200 else None
         total = told[2] if told else whole
         if status == 416 or total not in (None, "*", str(self.size)):
@@ -1583,7 +1621,7 @@ class RemoteFile:
         if (int(told[1]) if told else 0 if status == 200 else None) != begin:
             what = "the whole file came where a part was asked for"
             other = "other bytes came than were asked for"
-            raise Passing(f"{self.shown}: {what if status == 200 else other}")
+            raise Passing(self.shown, what if status == 200 else other)
         # Those who store a file name its content in a way of their own, each always the same.
         host, etag = server_of(address.url)[1], headers.get("etag") or ""
         if etag and self.stored.setdefault(host, etag) != etag:
@@ -1739,6 +1777,7 @@ class RemotePlan:
                 if self.stop.is_set():
                     raise ConvertError(f"{file.shown}: is no longer read")
                 self.changed.wait(GLANCE)
+                tell_watcher()
             if block.error:
                 raise block.error
             # Another reader may have been the last one meanwhile.
@@ -2118,6 +2157,19 @@ class Hub:
 HUB = Hub()
 
 
+def pinned_commit(place: HubPlace, noted: str | None) -> str:
+    """Ask for a repository at the commit that a journal notes, or at its revision's one now."""
+    try:
+        return HUB.pin(place, noted or place.revision)
+    except ConvertError as error:
+        if not noted or NO_REVISION not in str(error):
+            raise
+        raise ConvertError(
+            f"{place.repository}: its commit {noted}, which the stopped run read, is gone from "
+            "the Hub: without --resume the conversion begins anew, with what is there now"
+        ) from None
+
+
 class HubFile(VirtualFile):
     """Read a file that is on the Hub alone, by ranges."""
 
@@ -2167,6 +2219,11 @@ class HubPath(VirtualPath):
         return HUB.listing(self.place).commit
 
     @property
+    def name_today(self) -> str:
+        """Name the repository as the Hub does now; a renamed one may be typed by its old name."""
+        return HUB.listing(self.place).name
+
+    @property
     def is_remote(self) -> bool:
         """Tell whether reading it fetches bytes: whether it is not in the library's cache."""
         return self.is_file() and isinstance(HUB.file(self), RemoteFile)
@@ -2177,7 +2234,7 @@ class HubPath(VirtualPath):
         commit = noted.get(place.repository)
         known = HUB.listings.get(place.repository)
         if not commit or known is None or known.commit != commit:
-            commit = HUB.pin(place, commit or place.revision)
+            commit = pinned_commit(place, commit)
         return {place.repository: commit}
 
     def revisions(self) -> dict[str, str]:
@@ -2186,8 +2243,7 @@ class HubPath(VirtualPath):
 
     def at_version(self) -> str:
         """Write the path at the commit that is read, by the repository's name today."""
-        listing = HUB.listing(self.place)
-        at = self.place._replace(name=listing.name, revision=listing.commit)
+        at = self.place._replace(name=self.name_today, revision=self.commit)
         return f"{at.repository}/{at.path}".rstrip("/")
 
     def found(self) -> VirtualEntry | None:
@@ -2653,6 +2709,12 @@ class TensorRef:
     config: str = ""
     kept_as: str = ""
     patches: tuple[Patch, ...] = ()
+
+    @property
+    def paths(self) -> set[Path]:
+        """List the files that its values are made of: its own, and those of LoRAs."""
+        parts = (part for patch in self.patches for part in patch.parts.values())
+        return {self.path, *(part.path for part in parts)}
 
     @property
     def is_changed(self) -> bool:
@@ -15829,7 +15891,7 @@ def result_lines(recorded: OwnRecording) -> Iterator[str]:
 
 
 from collections.abc import Container, Set
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from html import escape
@@ -17907,6 +17969,17 @@ def ended(reader: ThreadPoolExecutor) -> Iterator[None]:
         reader.shutdown(wait=False, cancel_futures=True)
 
 
+def awaited(data: Future) -> torch.Tensor:
+    """Wait for what another thread reads, and let a person interrupt or cancel it meanwhile.
+
+    Raises what reading raised there.
+    """
+    while not data.done():
+        wait([data], timeout=GLANCE)
+        tell_watcher()
+    return data.result()
+
+
 def read_ahead(
     pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
@@ -17939,9 +18012,8 @@ def read_ahead(
                 piece = pieces.popleft()
                 buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
                 waiting.append((piece, buffer, reader.submit(read, piece, buffer)))
-            # result() raises here what reading raised in the other thread.
             piece, buffer, data = waiting.popleft()
-            yield piece, data.result()
+            yield piece, awaited(data)
             # The caller is done with this buffer now; those of small pieces are dropped.
             if buffer.numel() > SMALL_PIECE:
                 free.append(buffer)
@@ -18835,11 +18907,11 @@ def read_part(path: Path) -> Part:
     try:
         with translated(path, "cannot read"):
             size = size_of(path)  # refuses a pipe, which opening would wait for
-            with path.open("rb") as file, tempfile.TemporaryFile() as copy:
+            with path.open("rb") as file, room_for_header(path) as copy:
                 # Checked before the reader sees it, and from the same open file: none can take its
                 # place.
                 walk = GGUFWalk(path, file, size)
-                if isinstance(path, VirtualPath):
+                if copy:
                     walk.copy_header(copy)
                     file = copy
                 reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
@@ -18861,6 +18933,12 @@ def read_part(path: Path) -> Part:
     if unknown:
         raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
     return Part(Model(tensors=refs, metadata=metadata, files=(path,)), *split)
+
+
+def room_for_header(path: Path) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    """Open a temporary file to copy a virtual file's header to; a file on a disk needs none."""
+    is_virtual = isinstance(path, VirtualPath)
+    return tempfile.TemporaryFile() if is_virtual else contextlib.nullcontext()
 
 
 class GGUFWalk:
@@ -27554,14 +27632,14 @@ def card_introduction(card: CardFacts) -> Iterator[str]:
 def base_model(path: Path) -> str:
     """Name the repository of models that a file is in, on the Hub; "" for any other."""
     is_model = isinstance(path, HubPath) and path.place.kind == "model"
-    return path.place.name if is_model else ""
+    return path.name_today if is_model else ""
 
 
 def source_told(path: Path) -> str:
     """Name a file, with its repository and commit where it is on the Hub."""
     if not isinstance(path, HubPath):
         return as_code(path.name)
-    kind, name, _, file = path.place
+    kind, name, file = path.place.kind, path.name_today, path.place.path
     at = "" if kind == "model" else f"{kind}s/"
     where = f"[{name}](https://huggingface.co/{at}{name}) at commit {as_code(path.commit)}"
     return f"{as_code(file)} in {where}" if file else where
@@ -28057,10 +28135,13 @@ def refuse_measuring(options: Options, model: Model) -> None:
         "--pre-quant-scale": options.pre_quant_scale,
     }
     asked = [flag for flag, value in measuring.items() if value]
-    if options.dry_run and asked and any(path.is_remote for path in virtual_of(model.files)):
+    if not options.dry_run or not asked:
+        return
+    files = sorted({path for ref in model.tensors.values() for path in ref.paths})
+    if remote := [path for path in virtual_of(files) if path.is_remote]:
         raise ConvertError(
             f"--dry-run fetches headers alone, and {asked[0]} measures weights: leave one of them "
-            f"out, or download the model first ({options.source})"
+            f"out, or download the file first ({remote[0]})"
         )
 
 
@@ -28069,7 +28150,7 @@ def unread_values(options: Options, plans: Iterable[TensorPlan]) -> list[str]:
     unseen = [
         plan.ref.name
         for plan in plans
-        if plan.may_overflow and any(path.is_remote for path in virtual_of([plan.ref.path]))
+        if plan.may_overflow and any(path.is_remote for path in virtual_of(plan.ref.paths))
     ]
     if not options.dry_run or not unseen:
         return []

@@ -202,10 +202,13 @@ def refuse_measuring(options: Options, model: Model) -> None:
         "--pre-quant-scale": options.pre_quant_scale,
     }
     asked = [flag for flag, value in measuring.items() if value]
-    if options.dry_run and asked and any(path.is_remote for path in virtual_of(model.files)):
+    if not options.dry_run or not asked:
+        return
+    files = sorted({path for ref in model.tensors.values() for path in ref.paths})
+    if remote := [path for path in virtual_of(files) if path.is_remote]:
         raise ConvertError(
             f"--dry-run fetches headers alone, and {asked[0]} measures weights: leave one of them "
-            f"out, or download the model first ({options.source})"
+            f"out, or download the file first ({remote[0]})"
         )
 
 
@@ -214,7 +217,7 @@ def unread_values(options: Options, plans: Iterable[TensorPlan]) -> list[str]:
     unseen = [
         plan.ref.name
         for plan in plans
-        if plan.may_overflow and any(path.is_remote for path in virtual_of([plan.ref.path]))
+        if plan.may_overflow and any(path.is_remote for path in virtual_of(plan.ref.paths))
     ]
     if not options.dry_run or not unseen:
         return []

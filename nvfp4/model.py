@@ -82,6 +82,12 @@ class TensorRef:
     patches: tuple[Patch, ...] = ()
 
     @property
+    def paths(self) -> set[Path]:
+        """List the files that its values are made of: its own, and those of LoRAs."""
+        parts = (part for patch in self.patches for part in patch.parts.values())
+        return {self.path, *(part.path for part in parts)}
+
+    @property
     def is_changed(self) -> bool:
         """Tell whether reading gives float32 values that differ from what is stored."""
         return self.coding is not None or bool(self.patches)

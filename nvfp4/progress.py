@@ -9,6 +9,7 @@ in its own process watches it by `watched_by`, with or without the line.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -24,6 +25,10 @@ from typing import TextIO
 DRAW_EVERY = 0.25
 # In a log, what takes longer than SILENCE seconds is told, and again every LINE_EVERY seconds.
 SILENCE, LINE_EVERY = 2.0, 10.0
+# Seconds after which whoever waits for another thread or a network lets a person interrupt it.
+GLANCE = 1.0
+# Seconds that are waited for without a word, as for a network that stumbles.
+SHORT_WAIT = 2.0
 # The rate is that of the last so many seconds: it changes when compiled kernels take over.
 RATE_WINDOW = 30.0
 # Columns of a terminal that does not tell its width, and of the drawn bar.
@@ -82,6 +87,27 @@ def sized(done: float, total: float | None = None) -> str:
     return f"{shown} {unit}"
 
 
+# What threads wait for, and until when, in seconds of `time.monotonic`; by the thread.
+HOLDS: dict[int, tuple[str, float]] = {}
+
+
+@contextlib.contextmanager
+def holding_up(what: str, seconds: float) -> Iterator[None]:
+    """Show in place of what goes on, during the `with` block, what this thread waits for."""
+    HOLDS[threading.get_ident()] = (what, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        del HOLDS[threading.get_ident()]
+
+
+def held_up(now: float) -> str:
+    """Tell what is waited for, and how long the shortest wait goes on yet; "" for short ones."""
+    waits = min(((end, what) for what, end in [*HOLDS.values()]), default=(now, ""))
+    left = waits[0] - now
+    return f"{waits[1]}, {math.ceil(left)} s" if left > SHORT_WAIT else ""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Activity:
     """Hold what a program is busy with, and how far it is.
@@ -137,15 +163,16 @@ class Activity:
 
     def parts(self, now: float, clock: float) -> list[tuple[int, str]]:
         """List what a line says, each with its rank: the highest goes first where it is narrow."""
+        what = held_up(now) or self.what
         if not self.total:
             took = now - self.began
-            return [(0, f"{self.what} ..." + f" {duration(took)}" * (took >= SILENCE))]
+            return [(0, f"{what} ..." + f" {duration(took)}" * (took >= SILENCE))]
         efforts = self.efforts or self.total
         share = self.share
         filled = int(BAR_COLUMNS * share)
         amount = f"{self.done:,}/{self.total:,}"
         made = [
-            (0, self.what),
+            (0, what),
             (1, f"{int(100 * share)} %"),
             (DRAWN_BAR, f"[{'#' * filled}{'-' * (BAR_COLUMNS - filled)}]"),
             (3, sized(self.done, self.total) if self.in_bytes else amount),

@@ -11,7 +11,7 @@ import contextlib
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from nvfp4.layout import bytes_in_output
 from nvfp4.numeric.dtypes import TORCH_DTYPES
 from nvfp4.plan.records import TensorPlan
+from nvfp4.progress import GLANCE, tell_watcher
 from nvfp4.ranks import Ranks
 from nvfp4.read.tensors import changed, fill
 from nvfp4.stages import Observe, unobserved
@@ -127,6 +128,17 @@ def ended(reader: ThreadPoolExecutor) -> Iterator[None]:
         reader.shutdown(wait=False, cancel_futures=True)
 
 
+def awaited(data: Future) -> torch.Tensor:
+    """Wait for what another thread reads, and let a person interrupt or cancel it meanwhile.
+
+    Raises what reading raised there.
+    """
+    while not data.done():
+        wait([data], timeout=GLANCE)
+        tell_watcher()
+    return data.result()
+
+
 def read_ahead(
     pieces: Iterable[Piece], buffers: int, *, pinned: bool = False, observe: Observe = unobserved
 ) -> Iterator[tuple[Piece, torch.Tensor]]:
@@ -159,9 +171,8 @@ def read_ahead(
                 piece = pieces.popleft()
                 buffer = torch.empty(SMALL_PIECE, dtype=torch.uint8) if small else free.pop()
                 waiting.append((piece, buffer, reader.submit(read, piece, buffer)))
-            # result() raises here what reading raised in the other thread.
             piece, buffer, data = waiting.popleft()
-            yield piece, data.result()
+            yield piece, awaited(data)
             # The caller is done with this buffer now; those of small pieces are dropped.
             if buffer.numel() > SMALL_PIECE:
                 free.append(buffer)

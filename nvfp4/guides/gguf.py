@@ -7,6 +7,7 @@ converter gives those more, too. A GGUF is untrusted input of a reader that beli
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -108,11 +109,11 @@ def read_part(path: Path) -> Part:
     try:
         with translated(path, "cannot read"):
             size = size_of(path)  # refuses a pipe, which opening would wait for
-            with path.open("rb") as file, tempfile.TemporaryFile() as copy:
+            with path.open("rb") as file, room_for_header(path) as copy:
                 # Checked before the reader sees it, and from the same open file: none can take its
                 # place.
                 walk = GGUFWalk(path, file, size)
-                if isinstance(path, VirtualPath):
+                if copy:
                     walk.copy_header(copy)
                     file = copy
                 reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
@@ -134,6 +135,12 @@ def read_part(path: Path) -> Part:
     if unknown:
         raise ConvertError(f"{path}: unknown GGML types {', '.join(unknown)}; update this tool")
     return Part(Model(tensors=refs, metadata=metadata, files=(path,)), *split)
+
+
+def room_for_header(path: Path) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    """Open a temporary file to copy a virtual file's header to; a file on a disk needs none."""
+    is_virtual = isinstance(path, VirtualPath)
+    return tempfile.TemporaryFile() if is_virtual else contextlib.nullcontext()
 
 
 class GGUFWalk:

@@ -30,6 +30,7 @@ from nvfp4.hub.client import (
     wait_for,
 )
 from nvfp4.hub.listing import HubPlace, ListedFile
+from nvfp4.progress import GLANCE, tell_watcher
 
 # A request asks for up to so many bytes: some tenth of a second of a fast line.
 BLOCK_BYTES = 8 << 20
@@ -41,8 +42,6 @@ MOST_HELD = 96 << 20
 NEAR_BYTES = 1 << 18
 # Answers that an address gives once it has expired: signed ones hold for minutes.
 EXPIRED_STATUSES = (401, 403, 404, 410)
-# Seconds after which a waiting reader looks whether it was interrupted.
-GLANCE = 1.0
 
 
 class RemoteFile:
@@ -64,7 +63,10 @@ class RemoteFile:
 
     def where(self) -> RemoteAddress:
         """Return the address to ask, and ask the Hub for one where there is none."""
-        with self.lock:
+        while not self.lock.acquire(timeout=GLANCE):
+            # Another thread asks, and may wait for minutes.
+            tell_watcher()
+        try:
             if self.address is None:
                 found = locate_file(self.shown, self.place)
                 self.etag = self.etag or found.etag
@@ -72,6 +74,8 @@ class RemoteFile:
                     raise self.changed()
                 self.address = found
             return self.address
+        finally:
+            self.lock.release()
 
     def fetch(self, begin: int, view: memoryview, stop: threading.Event) -> None:
         """Fill `view` with the bytes from `begin` on.
@@ -80,7 +84,7 @@ class RemoteFile:
         """
         got = tries = 0
         while got < len(view):
-            before, problem = got, Passing(f"{self.shown}: the connection ended too early")
+            before, problem = got, Passing(self.shown, "the connection ended too early")
             try:
                 with contextlib.closing(self.received(begin + got, begin + len(view))) as chunks:
                     for chunk in chunks:
@@ -119,13 +123,13 @@ class RemoteFile:
             with self.lock:
                 self.address = None if self.address is address else self.address
         if status in (*EXPIRED_STATUSES, *PASSING_STATUSES):
-            raise Passing(f"{self.shown}: HTTP {status}", asked_wait(headers))
+            raise Passing(self.shown, f"HTTP {status}", asked_wait(headers))
         if status not in (200, 206, 416):
             raise ConvertError(f"{self.shown}: HTTP {status}")
         if answer.is_open and is_encrypted(address.url):
             raise ConvertError(f"{self.shown}: {NOT_ENCRYPTED}")
         if (headers.get("content-encoding") or "identity").lower() != "identity":
-            raise Passing(f"{self.shown}: bytes came encoded that were asked for as they are")
+            raise Passing(self.shown, "bytes came encoded that were asked for as they are")
         whole = headers.get("content-length") if status == 200 else None
         total = told[2] if told else whole
         if status == 416 or total not in (None, "*", str(self.size)):
@@ -133,7 +137,7 @@ class RemoteFile:
         if (int(told[1]) if told else 0 if status == 200 else None) != begin:
             what = "the whole file came where a part was asked for"
             other = "other bytes came than were asked for"
-            raise Passing(f"{self.shown}: {what if status == 200 else other}")
+            raise Passing(self.shown, what if status == 200 else other)
         # Those who store a file name its content in a way of their own, each always the same.
         host, etag = server_of(address.url)[1], headers.get("etag") or ""
         if etag and self.stored.setdefault(host, etag) != etag:
@@ -289,6 +293,7 @@ class RemotePlan:
                 if self.stop.is_set():
                     raise ConvertError(f"{file.shown}: is no longer read")
                 self.changed.wait(GLANCE)
+                tell_watcher()
             if block.error:
                 raise block.error
             # Another reader may have been the last one meanwhile.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 from nvfp4.errors import ConvertError
 from nvfp4.hub.listing import COMMIT, HubPlace, ListedFile, RemoteListing, checked_listing
+from nvfp4.progress import GLANCE, holding_up, tell_watcher
 
 # What the Hub learns of who asks.
 CLIENT = "convert_nvfp4"
@@ -45,11 +47,14 @@ NOT_ENCRYPTED = "the Hub leads from https to http, where anybody could change wh
 
 
 class Passing(Exception):
-    """Report what may be over when it is tried again; `wait` is what the server asked for."""
+    """Report what may be over when it is tried again.
 
-    def __init__(self, text: str, wait: float | None = None):
-        super().__init__(text)
-        self.wait = wait
+    shown: what was asked for. why: what went wrong. wait: the seconds that the server asked for.
+    """
+
+    def __init__(self, shown: str, why: str, wait: float | None = None):
+        super().__init__(f"{shown}: {why}")
+        self.why, self.wait = why, wait
 
 
 class RangeAnswer(NamedTuple):
@@ -81,7 +86,7 @@ def library() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        what = "hf:// needs the package huggingface_hub"
+        what = "hf:// needs the package huggingface_hub, 0.34 or newer"
         raise ConvertError(f"{what}: python -m pip install huggingface_hub") from error
     return huggingface_hub
 
@@ -115,7 +120,13 @@ def wait_for(tries: int, problem: Passing, stop: threading.Event) -> None:
     if tries > len(WAITS):
         kept = "what a run with --resume wrote is kept"
         raise ConvertError(f"{problem}; {tries} tries brought nothing: try again later ({kept})")
-    stop.wait(min(LONGEST_ASKED, max(problem.wait or 0.0, WAITS[tries - 1])))
+    seconds = min(LONGEST_ASKED, max(problem.wait or 0.0, WAITS[tries - 1]))
+    end = time.monotonic() + seconds
+    why = problem.why.replace("HTTP", "answered")
+    with holding_up(f"waiting for the Hub ({why})", seconds):
+        # In steps, as nothing else lets a person interrupt or cancel it on every system.
+        while (left := end - time.monotonic()) > 0 and not stop.wait(min(GLANCE, left)):
+            tell_watcher()
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
@@ -171,7 +182,7 @@ def passing_problem(shown: str, error: Exception, what: str = "") -> Passing:
         raise ConvertError(f"{shown}: {text.format(page=page_of(shown))}") from None
     status = refusal.status
     what = f"HTTP {status}" if status else f"{what}{reason_of(error)}"
-    return Passing(f"{shown}: {what}", asked_wait(refusal.headers))
+    return Passing(shown, what, asked_wait(refusal.headers))
 
 
 def offline_problem() -> str:

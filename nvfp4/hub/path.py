@@ -12,6 +12,7 @@ from pathlib import Path
 from nvfp4.errors import ConvertError, did_you_mean
 from nvfp4.hub.blocks import RemoteFile, RemotePlan
 from nvfp4.hub.client import (
+    NO_REVISION,
     cached_file,
     cached_listing,
     is_offline,
@@ -103,6 +104,19 @@ class Hub:
 HUB = Hub()
 
 
+def pinned_commit(place: HubPlace, noted: str | None) -> str:
+    """Ask for a repository at the commit that a journal notes, or at its revision's one now."""
+    try:
+        return HUB.pin(place, noted or place.revision)
+    except ConvertError as error:
+        if not noted or NO_REVISION not in str(error):
+            raise
+        raise ConvertError(
+            f"{place.repository}: its commit {noted}, which the stopped run read, is gone from "
+            "the Hub: without --resume the conversion begins anew, with what is there now"
+        ) from None
+
+
 class HubFile(VirtualFile):
     """Read a file that is on the Hub alone, by ranges."""
 
@@ -152,6 +166,11 @@ class HubPath(VirtualPath):
         return HUB.listing(self.place).commit
 
     @property
+    def name_today(self) -> str:
+        """Name the repository as the Hub does now; a renamed one may be typed by its old name."""
+        return HUB.listing(self.place).name
+
+    @property
     def is_remote(self) -> bool:
         """Tell whether reading it fetches bytes: whether it is not in the library's cache."""
         return self.is_file() and isinstance(HUB.file(self), RemoteFile)
@@ -162,7 +181,7 @@ class HubPath(VirtualPath):
         commit = noted.get(place.repository)
         known = HUB.listings.get(place.repository)
         if not commit or known is None or known.commit != commit:
-            commit = HUB.pin(place, commit or place.revision)
+            commit = pinned_commit(place, commit)
         return {place.repository: commit}
 
     def revisions(self) -> dict[str, str]:
@@ -171,8 +190,7 @@ class HubPath(VirtualPath):
 
     def at_version(self) -> str:
         """Write the path at the commit that is read, by the repository's name today."""
-        listing = HUB.listing(self.place)
-        at = self.place._replace(name=listing.name, revision=listing.commit)
+        at = self.place._replace(name=self.name_today, revision=self.commit)
         return f"{at.repository}/{at.path}".rstrip("/")
 
     def found(self) -> VirtualEntry | None:

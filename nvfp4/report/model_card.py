@@ -173,14 +173,14 @@ def card_introduction(card: CardFacts) -> Iterator[str]:
 def base_model(path: Path) -> str:
     """Name the repository of models that a file is in, on the Hub; "" for any other."""
     is_model = isinstance(path, HubPath) and path.place.kind == "model"
-    return path.place.name if is_model else ""
+    return path.name_today if is_model else ""
 
 
 def source_told(path: Path) -> str:
     """Name a file, with its repository and commit where it is on the Hub."""
     if not isinstance(path, HubPath):
         return as_code(path.name)
-    kind, name, _, file = path.place
+    kind, name, file = path.place.kind, path.name_today, path.place.path
     at = "" if kind == "model" else f"{kind}s/"
     where = f"[{name}](https://huggingface.co/{at}{name}) at commit {as_code(path.commit)}"
     return f"{as_code(file)} in {where}" if file else where

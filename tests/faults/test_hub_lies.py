@@ -5,11 +5,13 @@ Also what is asked of one repository in one process more than once, and password
 
 import base64
 import sys
+import time
 
 import pytest
 
 from nvfp4.errors import ConvertError
 from nvfp4.hub import client
+from nvfp4.progress import watched_by
 from support.hub_runs import CDN, FILE, FIRST, REPOSITORY, SECOND, convert, parts, told
 from support.hub_server import Blob, Fault
 
@@ -33,6 +35,49 @@ def test_a_second_conversion_in_one_process_reads_the_commit_that_it_tells(
         # The command is that of this commit, however the path was typed.
         command = f"convert_nvfp4.py hf://{REPOSITORY}@{commit}/{FILE} out.safetensors"
         assert command in card.read_text(encoding="utf-8")
+
+
+def test_a_card_names_a_renamed_repository_by_its_name_today(hub, tmp_path):
+    hub.store.renamed["old/name"] = REPOSITORY
+    card = tmp_path / "card.md"
+    options = ("--model-card", str(card), "--dry-run")
+    assert convert(f"hf://old/name/{FILE}", tmp_path / "out.safetensors", *options) == 0
+    text = card.read_text(encoding="utf-8")
+    assert huggingface_hub.ModelCard.load(card).data.base_model == REPOSITORY
+    assert f"[{REPOSITORY}](https://huggingface.co/{REPOSITORY})" in text
+    assert "old/name" not in text
+
+
+def test_a_long_wait_is_told(hub, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nvfp4.progress.SHORT_WAIT", 0.0)
+    monkeypatch.setattr(client, "GLANCE", 0.05)
+    monkeypatch.setattr(client, "WAITS", (0.3,))
+    monkeypatch.setattr(client, "LONGEST_ASKED", 0.3)
+    hub.faults = [Fault(of="hub", status=429, times=1), Fault(**CDN, status=503, times=1, skip=2)]
+    heard = set()
+
+    def watch(activity):
+        heard.add(activity.parts(time.monotonic(), time.time())[0][1])
+
+    with watched_by(watch):
+        assert convert(SOURCE, tmp_path / "out.safetensors") == 0, told(capsys)
+    assert any("waiting for the Hub (answered 429), 1 s" in text for text in heard)
+
+
+def test_who_watches_may_cancel_a_long_wait(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "GLANCE", 0.05)
+    monkeypatch.setattr(client, "LONGEST_ASKED", 310.0)
+    hub.faults = [Fault(**CDN, status=429, headers={"Retry-After": "300"}, skip=3)]
+    calls = []
+
+    def cancel(activity):
+        calls.append(activity.parts(time.monotonic(), time.time())[0][1])
+        if any("waiting for the Hub (answered 429)" in text for text in calls):
+            raise KeyboardInterrupt
+
+    with watched_by(cancel):
+        assert convert(SOURCE, tmp_path / "out.safetensors") == 130
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def one(content, **facts):

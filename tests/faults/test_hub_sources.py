@@ -4,13 +4,15 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from nvfp4.cli.console import show_problems
 from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError
 from nvfp4.hub.path import Hub
 from nvfp4.options import Options
-from nvfp4.read.checkpoint import read_header
+from nvfp4.read.checkpoint import open_model, read_header
 from support.hub_client import use_hub
 from support.hub_server import HubServer
 from support.tiny_models import tiny_model
@@ -62,6 +64,21 @@ def test_a_dry_run_reads_headers_alone_and_says_what_it_did_not_look_at(hub, tin
         converted(dry_run=True, target_size="1MB")
 
 
+def test_a_dry_run_measures_no_weights_of_a_lora(hub, tiny):
+    layer = "blocks.0.ffn.0"
+    rows, columns = open_model(tiny).tensors[f"{layer}.weight"].shape
+    lora = {f"{layer}.lora_down.weight": torch.ones(2, columns) / 64,
+            f"{layer}.lora_up.weight": torch.ones(rows, 2) / 64}  # fmt: skip
+    hub.put("owner/lora", {"lora.safetensors": save(lora)})
+    merged = {"source": tiny, "merge_lora": ["hf://owner/lora/lora.safetensors"], "dry_run": True}
+    with pytest.raises(ConvertError, match=r"download the file first \(hf://owner/lora/lora"):
+        converted(**merged, target_size="1MB", output="o.safetensors")
+    others = {"preset": "none", "include": r"blocks\.1", "output": "o.safetensors"}
+    report = converted(**merged, **others, dtype="float16")
+    assert any("not looked at: float16 may not hold them" in note for note in report.notes)
+    assert hub.sent() <= 1 << 18
+
+
 def test_resume_stays_with_the_commit_that_the_journal_notes(hub, monkeypatch):
     old = hub.repo("owner/model").refs["main"]
 
@@ -75,6 +92,11 @@ def test_resume_stays_with_the_commit_that_the_journal_notes(hub, monkeypatch):
     hub.put("owner/model", {"wan_bf16.safetensors": b"another", "README.md": b"y"})
     assert hub.repo("owner/model").refs["main"] != old
     monkeypatch.setattr("nvfp4.hub.path.HUB", Hub())
+    with monkeypatch.context() as patched:
+        commits = hub.repo("owner/model").commits
+        patched.delitem(commits, old)
+        with pytest.raises(ConvertError, match=f"{old}, which the stopped run read, is gone"):
+            converted(output="a.safetensors", resume=True)
     report = converted(output="a.safetensors", resume=True)
     assert report.origin["revisions"] == {SOURCE: old}
     assert any("were there already" in note for note in report.notes)

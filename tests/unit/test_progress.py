@@ -6,7 +6,15 @@ import os
 import pytest
 
 from nvfp4 import progress
-from nvfp4.progress import Activity, Screen, clock_time, display_width, each_with_bar, progress_bar
+from nvfp4.progress import (
+    Activity,
+    Screen,
+    clock_time,
+    display_width,
+    each_with_bar,
+    holding_up,
+    progress_bar,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +100,17 @@ def test_the_rate_is_that_of_the_last_seconds():
 def test_another_day_is_named():
     assert clock_time(1e9, 1e9) == clock_time(1e9, 1e9)[-5:]
     assert clock_time(1e9 + 86_400 * 3, 1e9).startswith("2001-09-1")
+
+
+def test_a_long_wait_takes_the_place_of_what_goes_on(monkeypatch):
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
+    bar, phase = activity(), Activity(what="reading headers", began=100.0)
+    with holding_up("waiting for the Hub (answered 429)", 40.0):
+        assert bar.line(200, 100.0, 0.0).startswith("waiting for the Hub (answered 429), 40 s  ")
+        assert phase.line(200, 100.5, 0.0) == "waiting for the Hub (answered 429), 40 s ..."
+        # The end of a wait, as a short one, is not worth a word.
+        assert phase.line(200, 139.0, 0.0).startswith("reading headers ...")
+    assert phase.line(200, 100.0, 0.0) == "reading headers ..."
 
 
 class Console(io.StringIO):

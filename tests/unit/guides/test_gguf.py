@@ -41,6 +41,12 @@ def test_names_match_with_and_without_prefix(tmp_path, ours, theirs):
     assert notes == []
 
 
+def test_a_gguf_on_a_disk_needs_no_temporary_folder(tmp_path, monkeypatch):
+    path = gguf_with(tmp_path / "m.gguf", ["blocks.0.ffn.0.weight"])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    assert len(open_gguf(path).tensors) == 1
+
+
 def test_a_gguf_of_another_model_shows_both_sides(tmp_path):
     path = gguf_with(tmp_path / "m.gguf", ["double_blocks.0.img_attn.qkv.weight"])
     with pytest.raises(ConvertError) as caught:

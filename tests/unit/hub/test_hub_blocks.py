@@ -1,13 +1,15 @@
 """Blocks: reads put together and split, fetched ahead within bounded memory, in any order."""
 
+import contextlib
 import threading
 
 import pytest
 
 from nvfp4.errors import ConvertError
 from nvfp4.hub import blocks
-from nvfp4.hub.blocks import NEAR_BYTES, RemotePlan, remote_blocks
-from nvfp4.hub.client import asked_wait, reason_of
+from nvfp4.hub.blocks import NEAR_BYTES, RemoteFile, RemotePlan, remote_blocks
+from nvfp4.hub.client import Passing, RangeAnswer, RemoteAddress, asked_wait, reason_of
+from nvfp4.hub.listing import HubPlace, ListedFile
 
 SIZE = 1000
 
@@ -104,6 +106,36 @@ def test_a_plan_that_ended_leaves_nobody_waiting():
     threading.Timer(0.1, plan.end).start()
     with pytest.raises(ConvertError, match="no longer read"):
         plan.read(file, 0, memoryview(bytearray(10)))
+
+
+TAKEN = {"content-range": f"bytes 10-19/{SIZE}"}
+# What is not taken for the bytes from 10 on, and why; None for what is.
+ANSWERS = {
+    "a part": (RangeAnswer(206, TAKEN, ()), None),
+    "a part of another size": (RangeAnswer(206, {"content-range": "bytes 10-19/9"}, ()), "changed"),
+    "another part": (RangeAnswer(206, {"content-range": "bytes 0-9/*"}, ()), "other bytes came"),
+    "a part without a range": (RangeAnswer(206, {}, ()), "other bytes came"),
+    "the whole file": (RangeAnswer(200, {"content-length": str(SIZE)}, ()), "the whole file came"),
+    "another whole file": (RangeAnswer(200, {"content-length": "9"}, ()), "changed on the Hub"),
+    "no such part": (RangeAnswer(416, {}, ()), "changed on the Hub"),
+    "an encoded part": (RangeAnswer(206, TAKEN | {"content-encoding": "br"}, ()), "came encoded"),
+    "a part without TLS": (RangeAnswer(206, TAKEN, (), is_open=True), "from https to http"),
+    "too many requests": (RangeAnswer(429, {}, ()), "HTTP 429"),
+    "an address that expired": (RangeAnswer(403, {}, ()), "HTTP 403"),
+    "no file": (RangeAnswer(451, {}, ()), "HTTP 451"),
+}
+
+
+@pytest.mark.parametrize(("answer", "why"), ANSWERS.values(), ids=ANSWERS)
+def test_what_is_not_the_bytes_that_were_asked_for_is_not_taken(answer, why):
+    place = HubPlace("model", "o/r", "0" * 40, "toy")
+    file = RemoteFile("hf://o/r/toy", place, ListedFile(SIZE))
+    with (
+        contextlib.nullcontext()
+        if why is None
+        else pytest.raises((ConvertError, Passing), match=why)
+    ):
+        file.check(answer, 10, RemoteAddress("https://cdn/toy", {}, "", SIZE))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ def hub(monkeypatch):
 )
 def test_a_path_is_taken_apart(text, place):
     assert hub_place(text) == place
+    # What is told of its repository may be typed.
+    assert hub_place(hub_place(text).repository) == (*place[:3], "")
     assert HubPath.made(text).place == place
 
 
@@ -111,5 +113,5 @@ def test_a_commit_that_is_known_is_not_asked_for_again():
 def test_without_the_library_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("nvfp4.hub.path.HUB", Hub())
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConvertError, match="huggingface_hub: python -m pip install hugg"):
+    with pytest.raises(ConvertError, match=r"0\.34 or newer: python -m pip install hugg"):
         HubPath.made("hf://o/r").exists()
