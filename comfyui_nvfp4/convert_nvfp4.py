@@ -27579,25 +27579,25 @@ def front_matter(card: CardFacts) -> Iterator[str]:
     """Render the lines of YAML.
 
     What is to be filled in is a comment, so that they are valid; what to write there stands behind
-    a second one, so that they stay so.
+    another one, so that they are valid without the first, too.
     """
     is_single = not card.report.options.output_sharded
     plans = card.report.plans
     words = {plan.format.option for plan in plans if plan.is_quantised or plan.ref.config}
     yield "---"
-    yield f"# license: FILL_IN # that of the base model, such as apache-2.0: {LICENCES}"
+    yield f"#license: FILL_IN # that of the base model, such as apache-2.0: {LICENCES}"
     if card.base:
         yield f"base_model: {json.dumps(card.base)}"
         yield "base_model_relation: quantized"
     else:
-        yield "# base_model: FILL_IN # the original model's repository, as OWNER/NAME"
-        yield "# base_model_relation: quantized"
+        yield "#base_model: FILL_IN # the original model's repository, as OWNER/NAME"
+        yield "#base_model_relation: quantized"
     if is_single:
         yield f"library_name: {SINGLE_FILE}"
     if len(card.tasks) == 1:
         yield f"pipeline_tag: {card.tasks[0]}"
     else:
-        yield f"# pipeline_tag: FILL_IN # what it does: {' or '.join(card.tasks or ANY_TASK)}"
+        yield f"#pipeline_tag: FILL_IN # what it does: {' or '.join(card.tasks or ANY_TASK)}"
     yield "tags:"
     tags = [*["comfyui"] * is_single, "quantized", *(word for word in UNITS if word in words)]
     yield from (f"- {tag}" for tag in tags)

@@ -33,7 +33,7 @@ def card(tiny, tmp_path_factory):
 
 def test_it_says_what_a_person_needs(card):
     front, body = front_and_body(card)
-    assert "\n# base_model_relation: quantized\n" in front
+    assert "\n#base_model_relation: quantized\n" in front
     assert "\npipeline_tag: text-to-video\n" in front
     assert "**Fill in** at the top of this file: the licence, the base model." in body
     for told in (
@@ -70,7 +70,7 @@ def test_the_hubs_own_parser_takes_it(card, tmp_path):
 
 def test_what_is_filled_in_is_valid_without_its_mark(card, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
-    filled = card.replace("\n# ", "\n", 3).replace("FILL_IN", "me/x")
+    filled = card.replace("\n#", "\n", 3).replace("FILL_IN", "me/x")
     (tmp_path / "README.md").write_text(filled, encoding="utf-8")
     data = hub.ModelCard.load(tmp_path / "README.md").data.to_dict()
     assert (data["license"], data["base_model"]) == ("me/x", "me/x")
