@@ -6643,6 +6643,24 @@ INSTALLED_COMMANDS = {
 }
 
 
+# Where parsers of this thread write; None for the process's own streams.
+TELLING: ContextVar[TextIO | None] = ContextVar("TELLING", default=None)
+
+
+@contextlib.contextmanager
+def telling(stream: TextIO) -> Iterator[None]:
+    """Have parsers write into a stream in the `with` block, for programs that parse in a thread.
+
+    They still end with SystemExit. Other threads go on printing, which contextlib's redirection of
+    the whole process would take from them.
+    """
+    token = TELLING.set(stream)
+    try:
+        yield
+    finally:
+        TELLING.reset(token)
+
+
 def called_as(script: str) -> str:
     """Name a program as it was started: by its installed command, else by its script."""
     command = INSTALLED_COMMANDS[script]
@@ -6664,7 +6682,7 @@ class PrintAndExit(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Do so: argparse calls this where the option stands."""
-        show(self.render())
+        parser.tell(self.render())
         parser.exit()
 
 
@@ -6719,7 +6737,19 @@ class ArgumentReader(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the process; the message of an error begins as those of all errors do."""
         name, error, rest = (message or "").partition("error: ")
-        super().exit(status, f"{name}{coloured(error + rest, sys.stderr)}" or None)
+        stream = TELLING.get() or sys.stderr
+        super().exit(status, f"{name}{coloured(error + rest, stream)}" or None)
+
+    def tell(self, text: str) -> None:
+        """Print a text that was asked for."""
+        if stream := TELLING.get():
+            stream.write(text)
+        else:
+            show(text)
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        """Print what argparse has to say: all of it comes through here."""
+        super()._print_message(message, TELLING.get() or file)
 
     def refuse_all(self, problems: Sequence[str], end: str = "") -> NoReturn:
         """Print the usage and a line for each problem, and exit with 2. end: of every line."""
@@ -8023,7 +8053,7 @@ PNG, PROMPT_CHUNK = b"\x89PNG\r\n\x1a\n", b"tEXtprompt\0"
 # Of a picture so much is read; the chunk stands before the pixels.
 PNG_BYTES = 64_000_000
 # The types of what a sampler is given, a model or what guides one, and of what it gives.
-SAMPLED_BY, SAMPLED = {"MODEL", "GUIDER"}, "LATENT"
+SAMPLED_BY, SAMPLED = ("MODEL", "GUIDER"), "LATENT"
 # Inputs through which a text reaches a sampler's positive conditioning.
 TEXT_WAY = re.compile(
     r"(positive|conditioning|cond|guider|text|prompt|string|value|clip_[lg]|t5xxl)\w*"
@@ -8143,6 +8173,15 @@ def outputs_of(node: dict, info: dict[str, dict]) -> list[str]:
     return list(info[kind]["output"])
 
 
+def type_of(node: dict, place: int, info: dict[str, dict]) -> object:
+    """Return the type of a node's output, "" for one that it lacks.
+
+    Older nodes have a list of choices for a type.
+    """
+    outputs = outputs_of(node, info)
+    return outputs[place] if 0 <= place < len(outputs) else ""
+
+
 def samplers_behind(workflow: Workflow, recorders: list[str], info: dict[str, dict]) -> list[str]:
     """Find the nodes that sample a recorded model: given a model, or a guider, they give latents.
 
@@ -8163,7 +8202,7 @@ def samplers_behind(workflow: Workflow, recorders: list[str], info: dict[str, di
         if node in reached
         and SAMPLED in outputs_of(workflow[node], info)
         and any(
-            origin in reached and {*outputs_of(workflow[origin], info)[place:][:1]} & SAMPLED_BY
+            origin in reached and type_of(workflow[origin], place, info) in SAMPLED_BY
             for _, origin, place in links(workflow[node])
         )
     ]

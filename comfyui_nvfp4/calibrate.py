@@ -20,9 +20,10 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from .files import recordings_folder
+from .inputs import NodeError, hold, told
 from .made import changes, note_files
 from .record import recording_of, watched
-from .runtime import NodeError, converting
+from .runtime import converting
 from .second_moments import LAYERS
 from .workflow import file_behind
 
@@ -40,15 +41,23 @@ def prompts_of(text: str, file: str) -> list[str]:
     """
     lines = text.splitlines()
     if path := prompts_path(file):
-        if not path.is_file():
-            raise NodeError(f"prompts_file: there is no {file} in ComfyUI's input folder")
-        if path.stat().st_size > LONGEST_FILE:
-            raise NodeError(f"prompts_file: {path} is too long for a list of prompts")
-        lines += path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        lines += read_prompts(path, file).splitlines()
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise NodeError("write prompts, one on each line, or name a file of them")
     return prompts
+
+
+def read_prompts(path: Path, file: str) -> str:
+    """Read a file of prompts, called `file` by who named it. Raises NodeError."""
+    try:
+        if not path.is_file():
+            raise NodeError(f"prompts_file: there is no {file} in ComfyUI's input folder")
+        if path.stat().st_size > LONGEST_FILE:
+            raise NodeError(f"prompts_file: {file} is too long for a list of prompts")
+        return path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise NodeError(f"prompts_file: cannot read {file}: {error.strerror}") from None
 
 
 def prompts_path(file: str) -> Path | None:
@@ -57,7 +66,11 @@ def prompts_path(file: str) -> Path | None:
     Who may queue workflows need not be who may read any file: raises NodeError for one elsewhere.
     """
     folder = Path(folder_paths.get_input_directory()).resolve()
-    path = (folder / file.strip()).resolve()
+    try:
+        path = (folder / file.strip()).resolve()
+    # A null character, a name that is too long, or links in a circle.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise NodeError(f"prompts_file: {told(file)} is no file name: {error}") from None
     if path == folder:
         return None
     if folder not in path.parents:
@@ -150,7 +163,7 @@ class NVFP4Calibrate(io.ComfyNode):
 
     The text encoder is asked for all prompts first, so that neither model is loaded twice. A cancel
     ends the list; what was recorded until then is written, and stays. Raises NodeError for a list
-    without prompts, and ValueError as the recorder does.
+    without prompts, and as the recorder does.
     """
 
     @classmethod
@@ -297,6 +310,7 @@ class NVFP4Calibrate(io.ComfyNode):
         second_moments=LAYERS[0],
     ) -> io.NodeOutput:
         """Encode all prompts, sample one after another; return the file, and all latents."""
+        hold(cls.define_schema().inputs, locals())
         texts = prompts_of(prompts, prompts_file)
         first, last = start_at_step, min(end_at_step, steps)
         if first >= last:

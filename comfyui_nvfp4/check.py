@@ -11,7 +11,7 @@ from .files import NONE, find_lora, find_model, model_names, page_name
 from .made import changes, note_files
 from .pages import page_file
 from .runtime import converting, for_node
-from .settings import LORAS
+from .settings import LORAS, merges
 
 
 class NVFP4CheckFile(io.ComfyNode):
@@ -73,7 +73,7 @@ class NVFP4CheckFile(io.ComfyNode):
             task = program.Verification(
                 file=path,
                 source=None if source == NONE else find_model(source)[0],
-                merge_lora=[f"{find_lora(name)}:{strength:g}" for name, strength in loras or ()],
+                merge_lora=[*merges(loras)],
                 quiet=True,
             )
             check = program.verify_file(task)

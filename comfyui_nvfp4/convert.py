@@ -16,10 +16,11 @@ import folder_paths
 from comfy_api.latest import io
 
 from .files import ModelName, find_model, forget_list, hidden_by, model_names, page_name
+from .inputs import hold
 from .made import changes, digest_of, is_made_of, note_files, note_made
 from .pages import page_file
 from .runtime import NodeError, converting, for_node
-from .settings import LORAS, settings_inputs, task_of
+from .settings import LORAS, merges, settings_inputs, task_of
 
 # Columns of the summary on a node.
 WIDTH = 60
@@ -176,7 +177,7 @@ class NVFP4Convert(io.ComfyNode):
         """Convert, and return the new file's name."""
         with converting(cls.hidden.unique_id) as program:
             source, kind = find_model(model_file)
-            task = task_of(program, source, kind, values)
+            task = task_of(program, source, kind, {"overwrite": overwrite, **values})
             done = deliver(program, task, Source(kind), overwrite=overwrite)
         note_files(cls.hidden.unique_id, [task.output, *task.inputs])
         return done.output
@@ -219,4 +220,6 @@ class NVFP4MergeLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora_name: str, strength: float, loras: tuple = ()) -> io.NodeOutput:
         """Put this LoRA behind the others."""
-        return io.NodeOutput((*(loras or ()), (lora_name, strength)))
+        hold(cls.define_schema().inputs, {"lora_name": lora_name, "strength": strength})
+        before = loras if [*merges(loras)] else ()
+        return io.NodeOutput((*before, (lora_name, strength)))

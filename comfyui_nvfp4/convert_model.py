@@ -13,7 +13,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from .convert import ALIASES, Source, deliver, delivering_outputs
-from .files import CHECKPOINTS, MODELS
+from .files import CHECKPOINTS, MODELS, fit_for_file, output_file
 from .loaded import DIGEST, Loaded, show_model
 from .made import changes, note_files
 from .runtime import NodeError, converting
@@ -65,6 +65,7 @@ class NVFP4ConvertModel(io.ComfyNode):
         loras = loras_behind(prompt, node)
         with converting(cls.hidden.unique_id) as program:
             shown = show_model(model)
+            values["overwrite"] = overwrite
             with task_in_memory(program, shown, loras, values) as task:
                 refuse_own_source(task.output, [shown.path, *models_behind(prompt, node)])
                 refuse_others_work(program, task, shown, overwrite)
@@ -96,8 +97,8 @@ def task_in_memory(
             task = dataclasses.replace(task, merge_lora=given)
             title += f"-{Path(loras[0][0]).stem}" if len(loras) == 1 else "-merged"
         if not values["name"].strip():
-            file = f"{title}_{program.format_word(task)}.safetensors"
-            task = dataclasses.replace(task, output=task.output.with_name(file))
+            made = output_file(MODELS, f"{fit_for_file(title)}_{program.format_word(task)}")
+            task = dataclasses.replace(task, output=made)
         yield task
 
 

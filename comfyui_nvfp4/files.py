@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
 
-from .runtime import NodeError
+from .inputs import NOT_IN_NAMES, NodeError, is_plain, told
 
 # The first choice of a list where nothing is chosen.
 NONE = "none"
@@ -24,8 +23,6 @@ LISTED_FOR = 2.0
 LISTED: dict[Callable, tuple[float, list[str]]] = {}
 # Characters of a file's name in that of its report, which is longer by a few.
 LONGEST_STEM = 60
-# A new file may go into folders inside of models/diffusion_models, and nowhere else.
-PLAIN_NAME = re.compile(r"(?!.*(^|[/\\])\.)[^<>:\"|?*\x00-\x1f]+")
 
 
 class ModelName(str):
@@ -55,24 +52,36 @@ def model_names() -> list[str]:
 def find_model(name: str) -> tuple[Path, str]:
     """Find a model by a name of `model_names`: its path, and the kind of folder that it is in.
 
-    Raises NodeError where there is none of this name.
+    That of a checkpoint may come without its folder, as a converting node gives it. Raises
+    NodeError where there is none of this name.
     """
-    inner = name.removeprefix(f"{CHECKPOINTS}/")
-    places = [(MODELS, name), (CHECKPOINTS, inner)]
-    # A name that comes by a link may know its kind.
-    if getattr(name, "kind", MODELS) == CHECKPOINTS:
-        places.reverse()
-    for kind, one in places:
-        if path := folder_paths.get_full_path(kind, one):
-            return Path(path), kind
-    raise NodeError(f"{name}: is in none of ComfyUI's folders for models")
+    if isinstance(name, str) and name.lower().endswith(READABLE):
+        places = [(MODELS, name), (CHECKPOINTS, name.removeprefix(f"{CHECKPOINTS}/"))]
+        # A name that comes by a link may know its kind.
+        if getattr(name, "kind", MODELS) == CHECKPOINTS:
+            places.reverse()
+        for kind, one in places:
+            if path := listed(kind, one):
+                return path, kind
+    raise NodeError(f"{told(name)}: is in none of ComfyUI's folders for models")
 
 
 def find_lora(name: str) -> Path:
     """Find a LoRA by ComfyUI's name for it. Raises NodeError."""
-    if path := folder_paths.get_full_path("loras", name):
-        return Path(path)
-    raise NodeError(f"{name}: is in none of ComfyUI's folders for LoRAs")
+    if path := listed("loras", name):
+        return path
+    raise NodeError(f"{told(name)}: is in none of ComfyUI's folders for LoRAs")
+
+
+def listed(kind: str, name: object) -> Path | None:
+    """Return the path of a file that ComfyUI lists in the folders of a kind, None for another.
+
+    Names may come by links, and be no texts or lead elsewhere.
+    """
+    if not isinstance(name, str) or name not in folder_paths.get_filename_list(kind):
+        return None
+    path = folder_paths.get_full_path(kind, name)
+    return path and Path(path)
 
 
 def below(folders: list[str | Path], suffix: str) -> dict[str, Path]:
@@ -114,8 +123,8 @@ def ggufs() -> dict[str, Path]:
 
 def one_of(files: dict[str, Path], name: str, what: str) -> Path:
     """Find a file by its name in a list; raises NodeError where it is gone."""
-    if name not in files:
-        raise NodeError(f"{name}: there is no {what} of this name")
+    if not isinstance(name, str) or name not in files:
+        raise NodeError(f"{told(name)}: there is no {what} of this name")
     return files[name]
 
 
@@ -135,10 +144,15 @@ def output_file(kind: str, name: str) -> Path:
     Raises NodeError for a name that would lead elsewhere.
     """
     plain = name.strip().replace("\\", "/")
-    if not PLAIN_NAME.fullmatch(plain) or plain.startswith("/") or plain.endswith("/"):
+    if not all(map(is_plain, plain.split("/"))):
         raise NodeError(f"name: {name!r} is no file name; folders may stand before it: wan/small")
     plain += SUFFIX * (not plain.lower().endswith(SUFFIX))
     return output_folder(kind) / plain
+
+
+def fit_for_file(text: str) -> str:
+    """Make a text that others wrote, as a workflow's names of LoRAs, fit to be part of a name."""
+    return NOT_IN_NAMES.sub("_", text).lstrip(". ")
 
 
 def comfy_name(path: Path, kind: str) -> str:

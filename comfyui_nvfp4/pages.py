@@ -14,7 +14,7 @@ from aiohttp import web
 from server import PromptServer
 
 ROUTE = "/nvfp4/page/"
-PAGE_NAME = re.compile(r"[^/\\\x00]+\.html")
+PAGE_NAME = re.compile(r"[^/\\:\x00]+\.html")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
     "X-Content-Type-Options": "nosniff",
@@ -22,11 +22,16 @@ HEADERS = {
 }
 
 
-def page_file(name: str) -> Path:
-    """Return where the page of a report is kept; the folder is made."""
+def pages_folder() -> Path:
+    """Return the folder of the pages; it is made."""
     folder = Path(folder_paths.get_output_directory()) / "nvfp4_reports"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / name
+    return folder
+
+
+def page_file(name: str) -> Path:
+    """Return where the page of a report is kept."""
+    return pages_folder() / name
 
 
 def find_page(name: str) -> Path | None:
@@ -34,7 +39,7 @@ def find_page(name: str) -> Path | None:
     if not PAGE_NAME.fullmatch(name):
         return None
     path = page_file(name)
-    is_there = path.is_file() and path.resolve().parent == path.parent.resolve()
+    is_there = path.is_file() and path.resolve().parent == pages_folder().resolve()
     return path if is_there else None
 
 
@@ -48,6 +53,13 @@ async def send_page(request: web.Request) -> web.Response:
     )
 
 
+def serve_pages(server: PromptServer) -> None:
+    """Have a server answer with pages. A second route of this name would keep it from starting."""
+    path = ROUTE + "{name}"
+    if path not in (getattr(route, "path", "") for route in server.routes):
+        server.routes.get(path)(send_page)
+
+
 # Tests load the nodes without a server.
 if getattr(PromptServer, "instance", None) is not None:
-    PromptServer.instance.routes.get(ROUTE + "{name}")(send_page)
+    serve_pages(PromptServer.instance)

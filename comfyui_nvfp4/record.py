@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 
 import comfy.patcher_extension
-import folder_paths
 from comfy_api.latest import io
 
+from .files import recordings_folder
+from .inputs import NodeError, hold, is_plain, told
 from .recorder import Recording
 from .second_moments import LAYERS
 from .workflow import file_behind
@@ -24,7 +25,8 @@ RECORDINGS: dict[tuple[Path, str], Recording] = {}
 class NVFP4CalibrationRecorder(io.ComfyNode):
     """Stand between a model loader and a sampler; the model passes through unchanged.
 
-    Raises ValueError for a name that is no plain file name, or that the workflow does not tell.
+    Raises NodeError for a name that is no plain file name or that the workflow does not tell, for a
+    folder that cannot be made, and for layers that are no regular expression.
     """
 
     @classmethod
@@ -93,10 +95,15 @@ class NVFP4CalibrationRecorder(io.ComfyNode):
         widest=8192,
     ) -> io.NodeOutput:
         """Return a clone of the model that records while it is sampled."""
+        hold(cls.define_schema().inputs, locals())
         if not enabled:
             return io.NodeOutput(model)
         name = name or file_behind(cls.hidden.prompt or {}, str(cls.hidden.unique_id))
-        re.compile(layers)  # raises for a mistake now, and not after the model was loaded
+        try:
+            # A mistake is told now, and not after the model was loaded.
+            re.compile(layers)
+        except re.error as error:
+            raise NodeError(f"layers: {layers!r} is no regular expression: {error}") from None
         recording = recording_of(name, folder)
         how = {"pattern": layers, "tokens": tokens, "widest": widest}
         return io.NodeOutput(watched(model, recording, second_moments=second_moments, **how))
@@ -105,14 +112,21 @@ class NVFP4CalibrationRecorder(io.ComfyNode):
 def recording_of(name: str, folder: str = "") -> Recording:
     """Return the recording of a name, which goes on with what is there.
 
-    folder: "" for nvfp4_calibration in ComfyUI's output folder. Raises ValueError for a name that
-    is no plain file name, or "", as where a workflow does not tell its model.
+    folder: "" for nvfp4_calibration in ComfyUI's output folder; it is made. Raises NodeError for a
+    name that is no plain file name, or "", as where a workflow does not tell its model, and for a
+    folder that cannot be made.
     """
     if not name:
-        raise ValueError("the workflow does not tell the model's file: give the recorder a name")
-    if not re.fullmatch(r"\w[\w .()+-]*", name):
-        raise ValueError(f"name must be a plain file name, not {name!r}")
-    base = Path(folder or Path(folder_paths.get_output_directory()) / "nvfp4_calibration")
+        raise NodeError("the workflow does not tell the model's file: give the recorder a name")
+    if not re.fullmatch(r"\w[\w .()+-]*", name) or not is_plain(name):
+        raise NodeError(f"name must be a plain file name, not {told(name)}")
+    base = Path(folder) if folder else recordings_folder()
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    # A null character is a ValueError.
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise NodeError(f"folder: cannot make {told(str(base))}, name another: {why}") from None
     return RECORDINGS.setdefault((base.resolve(), name), Recording(base, name))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ import torch
 from server import PromptServer
 
 from .converter import converter
+from .inputs import NodeError
 
 # Held by who converts. A thread may take it again, as a node may be made of others.
 TURN = threading.RLock()
@@ -25,10 +27,8 @@ LISTEN_EVERY, TEXT_EVERY = 0.25, 0.25
 CLOCK_TIME = 5
 # Steps of ComfyUI's progress bar.
 STEPS = 1000
-
-
-class NodeError(Exception):
-    """Say in one line what is wrong, as ComfyUI shows it on the node."""
+# What the converter calls a MODEL, which nobody knows by that: memory://1/NAME.safetensors.
+IN_MEMORY = re.compile(r"memory://\d+/")
 
 
 class Progress:
@@ -69,7 +69,7 @@ def told(activity, now: float) -> str:
 
 def for_node(program: ModuleType, text: str) -> str:
     """Make a summary fit to be shown on a node, where nothing was typed on a command line."""
-    lines = program.printable(text).splitlines()
+    lines = IN_MEMORY.sub("", program.printable(text)).splitlines()
     return "\n".join(line for line in lines if not line.endswith(program.NOT_ASKED))
 
 
@@ -93,14 +93,17 @@ def converting(node_id: str | None) -> Iterator[ModuleType]:
     All that it does in this thread is shown on the node `node_id`. Raises NodeError with the line
     of what a person can mend, and InterruptProcessingException where it was cancelled.
     """
-    program, progress = converter(), Progress(node_id)
-    # ComfyUI runs nodes in inference mode, whose tensors other threads may not change.
-    with its_turn(progress), torch.inference_mode(False), program.watched_by(progress):
+    progress = Progress(node_id)
+    # ComfyUI runs nodes in inference mode, whose tensors other threads may not change; the program
+    # makes some when it is loaded.
+    with its_turn(progress), torch.inference_mode(False):
+        program = converter()
         try:
-            yield program
+            with program.watched_by(progress):
+                yield program
             progress.say("done")
         except program.ConvertError as error:
-            raise NodeError(program.printable(str(error))) from None
+            raise NodeError(IN_MEMORY.sub("", program.printable(str(error)))) from None
         except ModuleNotFoundError as error:
             # ComfyUI has neither gguf nor huggingface_hub for certain.
             install = f"{sys.executable} -m pip install {error.name}"

@@ -7,8 +7,8 @@ import dataclasses
 import io as texts
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
 from types import ModuleType
 
 import comfy.model_management
@@ -16,8 +16,18 @@ import comfyui_version
 import torch
 from comfy_api.latest import io
 
-from .files import NONE, find_lora, ggufs, names_of, one_of, output_file, output_folder, recordings
-from .runtime import NodeError
+from .files import (
+    LISTED,
+    NONE,
+    find_lora,
+    ggufs,
+    names_of,
+    one_of,
+    output_file,
+    output_folder,
+    recordings,
+)
+from .inputs import NodeError, hold, told
 
 # What LoRAs to merge travel as from node to node: pairs of ComfyUI's name and a strength.
 LORAS = io.Custom("NVFP4_LORAS")
@@ -36,8 +46,11 @@ LARGEST_GB = 1_000_000.0
 GOALS = ("balanced", "speed", "quality")
 RECIPES = ("mixed", "fp8", "int8", "w4a8", "scaled-fp8")
 RECIPE_FILES = Path(__file__).with_name("recipes")
-# Options that are of no use on a node; those that write files of their own are refused as well.
-NOT_HERE = ("--comfyui", "--dry-run", "--json", "--output-sharded", "--resume", "--verbose")
+# Options that no byte of the new file depends on are the node's own business; but these say how to
+# compute.
+HOW_TO_COMPUTE = {"--goal", "--device", "--low-mem", "--partial-guide"}
+# What `task_of` says itself, beside what inputs say.
+OWN_FIELDS = {"source", "output", "dry_run"}
 
 
 def settings_inputs() -> list[io.Input]:
@@ -186,8 +199,28 @@ def version_key(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)[:3]))
 
 
-def words_of(program: ModuleType, values: dict) -> Iterator[str]:
-    """Write the inputs as the command line takes them."""
+def files_of(values: dict) -> dict[str, Path]:
+    """Find the files that inputs name: {input: path}. Raises NodeError for one that is gone."""
+    lists = {"gguf": (ggufs, "GGUF"), "statistics": (recordings, "recording")}
+    return {
+        name: one_of(files(), values[name], what)
+        for name, (files, what) in lists.items()
+        if values[name] != NONE
+    }
+
+
+def merges(loras: object) -> Iterator[str]:
+    """Write what Merge LoRA gives, or None, as --merge-lora takes it. Raises NodeError."""
+    pairs = loras if isinstance(loras, list | tuple) else [loras] if loras else []
+    for pair in pairs:
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+        if not is_pair or type(pair[1]) not in (int, float):
+            raise NodeError(f"loras: {told(pair)} is nothing that Merge LoRA (NVFP4) gives")
+        yield f"{find_lora(pair[0])}:{pair[1]:g}"
+
+
+def words_of(program: ModuleType, values: dict, files: dict[str, Path]) -> Iterator[str]:
+    """Write the inputs as the command line takes them; files are those of `files_of`."""
     if values["goal"] != "balanced":
         yield from ("--goal", values["goal"])
     card = card_here(program) if values["card"] == THIS_CARD else CARDS[values["card"]]
@@ -199,17 +232,16 @@ def words_of(program: ModuleType, values: dict) -> Iterator[str]:
         yield from ("--recipe", values["recipe"])
     if values["recipe_file"] != NONE:
         yield from ("--recipe-file", str(RECIPE_FILES / f"{values['recipe_file']}.toml"))
-    if values["gguf"] != NONE:
-        yield from ("--gguf", str(one_of(ggufs(), values["gguf"], "GGUF")))
+    if "gguf" in files:
+        yield from ("--gguf", str(files["gguf"]))
     if formats := values["formats"] or formats_here(program, card, values):
         yield from ("--formats", formats)
-    if values["statistics"] != NONE:
-        path = one_of(recordings(), values["statistics"], "recording")
+    if "statistics" in files:
         headroom = bakes_scales(program, card, formats, values)
-        yield from ("--activation-stats", str(path))
+        yield from ("--activation-stats", str(files["statistics"]))
         yield from ("--input-scale-policy", "headroom") * headroom
-    for name, strength in values.get("loras") or ():
-        yield from ("--merge-lora", f"{find_lora(name)}:{strength:g}")
+    for merged in merges(values.get("loras")):
+        yield from ("--merge-lora", merged)
     yield from ("--device", pick_device(values["device"]))
     yield from further_words(program, values["more_options"])
 
@@ -217,45 +249,77 @@ def words_of(program: ModuleType, values: dict) -> Iterator[str]:
 def further_words(program: ModuleType, text: str) -> list[str]:
     """Split the options that a person wrote; raises NodeError for those that are not for nodes.
 
-    Who may queue workflows need not be who may read and write any file of this computer: files are
-    for the other inputs, which know ComfyUI's folders. What comes with the converter may be named.
+    They are looked at again with all others (`refuse_foreign`); here it can be said who named them.
     """
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise NodeError(f"more_options: {error}") from None
-    with refusing():
+    with refusing(program):
         named = vars(program.build_parser().parse_args(words))
-    given = {flag: value for flag, value in named.items() if value not in (None, [])}
     rows = {flag: row for row in program.all_options(program.Options) for flag in row.flags}
-    for flag, value in given.items():
-        row = rows.get(flag)
-        if row is None or row.writes or flag in ("SOURCE", "OUTPUT", *NOT_HERE):
-            raise NodeError(f"more_options: {flag} is not for nodes: {value}")
-        if row.reads and not all(comes_along(path) for path in flat(value)):
+    for flag, value in named.items():
+        if value in (None, []):
+            continue
+        if flag not in rows or rows[flag].name in OWN_FIELDS or is_of_the_run(rows[flag]):
+            raise NodeError(f"more_options: {flag} is not for nodes: {told(str(value))}")
+        if not all(map(comes_along, paths_in(value))):
             raise NodeError(f"more_options: {flag}: only what comes with the converter, by name")
     return words
 
 
-def flat(value: object) -> list:
-    """List the values of an option that may be repeated, or has one."""
-    return [*value] if isinstance(value, list | tuple) else [value]
+def is_of_the_run(row: object) -> bool:
+    """Tell whether a row of the options table says what else a run does or writes, not the file.
+
+    Those are the node's to say; an option that is added to the table is refused until it is named
+    in HOW_TO_COMPUTE, unless the file's bytes depend on it.
+    """
+    return row.writes or (not row.trace and HOW_TO_COMPUTE.isdisjoint(row.flags))
 
 
-def comes_along(path: object) -> bool:
+def refuse_foreign(program: ModuleType, task: object, own: Iterable[PurePath]) -> None:
+    """Raise NodeError where a finished task would do more than make its file of what is `own`.
+
+    Who may queue workflows need not be who may read and write any file of this computer. So
+    whatever inputs, recipe files and further options made of the task, of each row of the options
+    table is asked: is it the node's own business, and is every path a file that an input names by
+    ComfyUI's folders, or one that comes with the converter?
+    """
+    own = {*own}
+    for row in program.options_of(type(task)):
+        value = getattr(task, row.name)
+        if row.name in OWN_FIELDS or value == row.default:
+            continue
+        if is_of_the_run(row):
+            raise NodeError(f"{row.flag} is not for nodes: {told(str(value))}")
+        if foreign := [one for one in paths_in(value) if one not in own and not comes_along(one)]:
+            raise NodeError(f"{row.flag} is not for nodes: {told(str(foreign[0]))}")
+
+
+def paths_in(value: object) -> Iterator[PurePath]:
+    """Find the paths in an option's value, however deep; of a Hub, in memory or on a disk."""
+    if isinstance(value, PurePath):
+        yield value
+    elif isinstance(value, list | tuple | set | frozenset):
+        for one in value:
+            yield from paths_in(one)
+
+
+def comes_along(path: PurePath) -> bool:
     """Tell whether a file is one of this folder's."""
     return isinstance(path, Path) and Path(__file__).parent.resolve() in path.resolve().parents
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
+def refusing(program: ModuleType) -> Iterator[None]:
     """Raise a NodeError for what the command line would print before it ends."""
-    told = texts.StringIO()
+    told_here = texts.StringIO()
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+        with program.telling(told_here):
             yield
     except SystemExit:
-        problems = [line.partition("error: ")[2].strip() for line in told.getvalue().splitlines()]
+        lines = told_here.getvalue().splitlines()
+        problems = [line.partition("error: ")[2].strip() for line in lines]
         asked = "more_options: that asks for a text, and for no conversion"
         raise NodeError("; ".join(filter(None, problems)) or asked) from None
 
@@ -266,13 +330,21 @@ def task_of(program: ModuleType, source: object, kind: str, values: dict) -> obj
     source: the path of a model, or what stands for one in memory; kind: MODELS or CHECKPOINTS, the
     folder that the new file goes to. The errors are those of the command line, in a NodeError.
     """
+    # What another node of the same queue made a moment ago is to be found.
+    LISTED.clear()
+    hold(settings_inputs(), values)
     folder = output_folder(kind)
     folder.mkdir(parents=True, exist_ok=True)
     output = output_file(kind, values["name"]) if values["name"].strip() else folder
+    files = files_of(values)
     # A dry run takes any name; whether a file has it is seen to by `deliver`.
-    words = [str(source), str(output), "--dry-run", *words_of(program, values)]
-    with refusing():
+    words = [str(source), str(output), "--dry-run", *words_of(program, values, files)]
+    with refusing(program):
         (task,) = program.parse_tasks(words)
+    loras = (find_lora(name) for name, _ in values.get("loras") or ())
+    refuse_foreign(program, task, [*files.values(), *loras])
+    if folder not in task.output.parents:
+        raise NodeError(f"{task.output}: is not in {folder}")
     return dataclasses.replace(
         task, source=source, output=task.output, dry_run=False, quiet=True, make_folder=True
     )

@@ -15,7 +15,10 @@ BESIDE = Path(__file__).absolute().parents[1] / PACK
 FOLDER = Path(__file__).resolve().parents[2] / PACK
 NODE_CLASS_MAPPINGS = {}
 
-if not BESIDE.is_dir():
+# ComfyUI's nodes, for a pack that is in custom_nodes by another name, as the registry's.
+KNOWN = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+
+if not BESIDE.is_dir() and "NVFP4CalibrationRecorder" not in KNOWN:
     if (FOLDER / "record.py").is_file():
         spec = importlib.util.spec_from_file_location(
             f"{PACK}_of_recorder", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]

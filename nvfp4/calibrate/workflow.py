@@ -22,7 +22,7 @@ PNG, PROMPT_CHUNK = b"\x89PNG\r\n\x1a\n", b"tEXtprompt\0"
 # Of a picture so much is read; the chunk stands before the pixels.
 PNG_BYTES = 64_000_000
 # The types of what a sampler is given, a model or what guides one, and of what it gives.
-SAMPLED_BY, SAMPLED = {"MODEL", "GUIDER"}, "LATENT"
+SAMPLED_BY, SAMPLED = ("MODEL", "GUIDER"), "LATENT"
 # Inputs through which a text reaches a sampler's positive conditioning.
 TEXT_WAY = re.compile(
     r"(positive|conditioning|cond|guider|text|prompt|string|value|clip_[lg]|t5xxl)\w*"
@@ -142,6 +142,15 @@ def outputs_of(node: dict, info: dict[str, dict]) -> list[str]:
     return list(info[kind]["output"])
 
 
+def type_of(node: dict, place: int, info: dict[str, dict]) -> object:
+    """Return the type of a node's output, "" for one that it lacks.
+
+    Older nodes have a list of choices for a type.
+    """
+    outputs = outputs_of(node, info)
+    return outputs[place] if 0 <= place < len(outputs) else ""
+
+
 def samplers_behind(workflow: Workflow, recorders: list[str], info: dict[str, dict]) -> list[str]:
     """Find the nodes that sample a recorded model: given a model, or a guider, they give latents.
 
@@ -162,7 +171,7 @@ def samplers_behind(workflow: Workflow, recorders: list[str], info: dict[str, di
         if node in reached
         and SAMPLED in outputs_of(workflow[node], info)
         and any(
-            origin in reached and {*outputs_of(workflow[origin], info)[place:][:1]} & SAMPLED_BY
+            origin in reached and type_of(workflow[origin], place, info) in SAMPLED_BY
             for _, origin, place in links(workflow[node])
         )
     ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from nvfp4.cli.console import coloured, show
 from nvfp4.errors import DASHES, did_you_mean
@@ -19,6 +21,24 @@ INSTALLED_COMMANDS = {
     "compare_models.py": "nvfp4-compare",
     "analyze_input_scale_log.py": "nvfp4-analyze",
 }
+
+
+# Where parsers of this thread write; None for the process's own streams.
+TELLING: ContextVar[TextIO | None] = ContextVar("TELLING", default=None)
+
+
+@contextlib.contextmanager
+def telling(stream: TextIO) -> Iterator[None]:
+    """Have parsers write into a stream in the `with` block, for programs that parse in a thread.
+
+    They still end with SystemExit. Other threads go on printing, which contextlib's redirection of
+    the whole process would take from them.
+    """
+    token = TELLING.set(stream)
+    try:
+        yield
+    finally:
+        TELLING.reset(token)
 
 
 def called_as(script: str) -> str:
@@ -42,7 +62,7 @@ class PrintAndExit(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Do so: argparse calls this where the option stands."""
-        show(self.render())
+        parser.tell(self.render())
         parser.exit()
 
 
@@ -97,7 +117,19 @@ class ArgumentReader(argparse.ArgumentParser):
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         """End the process; the message of an error begins as those of all errors do."""
         name, error, rest = (message or "").partition("error: ")
-        super().exit(status, f"{name}{coloured(error + rest, sys.stderr)}" or None)
+        stream = TELLING.get() or sys.stderr
+        super().exit(status, f"{name}{coloured(error + rest, stream)}" or None)
+
+    def tell(self, text: str) -> None:
+        """Print a text that was asked for."""
+        if stream := TELLING.get():
+            stream.write(text)
+        else:
+            show(text)
+
+    def _print_message(self, message: str, file: TextIO | None = None) -> None:
+        """Print what argparse has to say: all of it comes through here."""
+        super()._print_message(message, TELLING.get() or file)
 
     def refuse_all(self, problems: Sequence[str], end: str = "") -> NoReturn:
         """Print the usage and a line for each problem, and exit with 2. end: of every line."""

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from single_file import BUILT, CARRIED
@@ -92,6 +93,15 @@ def test_a_copy_of_the_old_folder_says_what_to_do(tmp_path, caplog):
     )
 
 
+def test_beside_the_pack_by_another_name_the_old_folder_adds_nothing(tmp_path, monkeypatch, caplog):
+    known = types.SimpleNamespace(NODE_CLASS_MAPPINGS={"NVFP4CalibrationRecorder": object})
+    monkeypatch.setitem(sys.modules, "nodes", known)
+    assert (
+        load_old(shutil.copytree(OLD, tmp_path / OLD.name, ignore=COPY)).NODE_CLASS_MAPPINGS == {}
+    )
+    assert caplog.records == []
+
+
 def test_beside_the_pack_the_old_folder_adds_nothing(tmp_path, caplog):
     copy = shutil.copytree(OLD, tmp_path / OLD.name, ignore=COPY)
     (tmp_path / "comfyui_nvfp4").mkdir()
@@ -126,6 +136,53 @@ def test_comfyui_loads_every_node_with_words_for_everything():
         for kind in ("required", "optional"):
             for given, (_, facts) in node["input"].get(kind, {}).items():
                 assert facts.get("tooltip"), (name, given)
+
+
+TOO_OLD = (
+    PREAMBLE
+    + """
+import asyncio, importlib.util, nodes
+known = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *package: (
+    None if name == "comfy.quant_ops" else known(name, *package))
+print("RESULT", json.dumps(asyncio.run(nodes.load_custom_node(os.environ["PACK"]))))
+"""
+)
+
+
+@needs_comfyui
+def test_too_old_a_comfyui_is_told_what_the_nodes_need():
+    is_loaded, log = run_comfyui(TOO_OLD, PACK=str(PACK))
+    assert not is_loaded
+    assert "the NVFP4 nodes need ComfyUI 0.29 or newer; update ComfyUI\n" in log
+    assert "Traceback" not in log
+
+
+PAGES = (
+    PREAMBLE
+    + f"""
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path, PureWindowsPath
+import folder_paths
+folder_paths.set_output_directory(os.environ["FOLDER"])
+from aiohttp import web
+from comfyui_nvfp4 import pages
+class Server: routes = web.RouteTableDef()
+pages.serve_pages(Server)
+pages.serve_pages(Server)
+pages.page_file("x.html").write_text("x")
+names = ["x.html", "D:x.html", "y.html", "../x.html", "x.html:y.html"]
+(Path(os.environ["FOLDER"]) / "nvfp4_reports" / "D:x.html").write_text("x")
+print("RESULT", json.dumps([len(Server.routes), [bool(pages.find_page(name)) for name in names]]))
+"""
+)
+
+
+@needs_comfyui
+def test_pages_are_served_once_and_those_of_their_folder_alone(tmp_path):
+    (routes, found), _ = run_comfyui(PAGES, FOLDER=str(tmp_path))
+    assert routes == 1
+    assert found == [True, False, False, False, False]
 
 
 @needs_comfyui

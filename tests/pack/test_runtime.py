@@ -13,6 +13,7 @@ import threading, time
 from pathlib import Path
 import comfy.model_management as management
 from comfyui_nvfp4 import runtime
+from comfyui_nvfp4.converter import converter
 from comfyui_nvfp4.runtime import NodeError, converting
 
 torch.inference_mode().__enter__()  # as ComfyUI runs a workflow
@@ -31,6 +32,7 @@ def outcome(work):
         return [type(error).__name__, str(error)]
 
 answers["done"] = outcome(convert)
+answers["of inference"] = converter().FIRST_ROUNDED_UP.is_inference()
 older = out.read_bytes()
 bars = []
 runtime.comfy.utils.set_progress_bar_global_hook(
@@ -84,6 +86,8 @@ print("RESULT", json.dumps(answers))
 def test_progress_cancel_errors_and_turns(tiny, tmp_path):
     found, log = run_comfyui(RUN, MODEL=str(tiny), OUT=str(tmp_path / "o.safetensors"))
     assert found["done"] is None
+    # Tensors that the program makes when it is loaded may be changed outside of inference mode.
+    assert found["of inference"] is False
     assert found["again"] is None
     assert found["bars"] == [[1000, 1000, "7"], True]
     assert found["cancelled"] == ["InterruptProcessingException", ""]

@@ -65,6 +65,18 @@ def test_the_recorder_stands_between_loader_and_all_that_it_leads_to():
     assert places == [("3", "text")]
 
 
+def test_older_nodes_with_lists_for_types_and_links_to_no_output_are_no_models():
+    """A list of choices as a type, and a place beyond a node's outputs, are passed over."""
+    info = INFO | {"Old": {"output": [["a", "b"], "LATENT"]}}
+    workflow = decoded()
+    workflow["13"] = node("Old", model=["1", 0])
+    workflow["6"]["inputs"] = {
+        "sampler_name": ["13", 0], "steps": ["13", 9], "cfg": ["13", -1], **workflow["6"]["inputs"],
+    }  # fmt: skip
+    recorders = put_recorders(workflow, {"1": {"name": "x"}}, info)
+    assert samplers_behind(workflow, recorders, info) == ["6", "10", "13"]
+
+
 def test_what_follows_the_last_sampler_is_left_out_and_its_latents_are_the_end():
     cut, *_ = prepared(decoded())
     assert not {"7", "11", "12"} & cut.keys()

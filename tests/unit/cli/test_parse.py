@@ -1,11 +1,13 @@
 """Command lines: what contradicts, what needs another, what is no value."""
 
+import io
 from pathlib import Path
 
 import pytest
 
-from nvfp4.cli.parse import parse_options
-from nvfp4.options.table import Options
+from nvfp4.cli.arguments import telling
+from nvfp4.cli.parse import parse_options, parse_tasks
+from nvfp4.options.table import Options, __version__
 from support.conversions import RECIPE
 from support.paths import ROOT
 
@@ -146,3 +148,16 @@ def test_mode_is_another_name():
     for arguments, preset in given.items():
         assert parse_options(["m", "o.safetensors", *arguments]).preset == preset
     assert parse_options(["m", "o.safetensors", "--gguf", "x.gguf"]).preset is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["--edge-blocks", "x"], "argument --edge-blocks: 'x' is no whole"), (["-h"], "everyday"),
+     (["--list-presets"], "wan"), (["--version"], __version__)],
+)  # fmt: skip
+def test_a_program_that_parses_is_told_apart_from_the_process_it_is_in(words, told, capsys):
+    stream = io.StringIO()
+    with telling(stream), pytest.raises(SystemExit):
+        parse_tasks(words)
+    assert told in stream.getvalue()
+    assert capsys.readouterr() == ("", "")
