@@ -45,4 +45,7 @@ def test_comfyui_starts_with_one_of_two_copies_and_says_which_to_delete(tmp_path
     assert old.endswith(f"delete {tmp_path / 'custom_nodes' / 'comfyui_nvfp4_recorder'}")
     assert len(scripts) == 1
     assert {"NVFP4Convert", "NVFP4Calibrate", "NVFP4CalibrationRecorder"} <= kinds.keys()
-    assert "Traceback" not in made.log
+    # ComfyUI's own nodes may fail for what is not installed here.
+    assert not [
+        line for line in made.log.splitlines() if "IMPORT FAILED" in line and "custom_" in line
+    ]

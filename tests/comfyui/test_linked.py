@@ -89,7 +89,7 @@ RECORDER = {
         ({"name": "a."}, "name must be a plain file name, not a."),
     ],
 )
-def test_the_recorder_names_the_input_that_is_wrong(server, client, inputs, told):
+def test_the_recorder_names_the_input_that_is_wrong(client, inputs, told):
     workflow = {
         "1": node("UNETLoader", unet_name="wan.safetensors", weight_dtype="default"),
         "2": node("NVFP4CalibrationRecorder", model=["1", 0], **RECORDER | inputs),

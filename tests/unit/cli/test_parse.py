@@ -152,7 +152,7 @@ def test_mode_is_another_name():
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["--edge-blocks", "x"], "argument --edge-blocks: 'x' is no whole"), (["-h"], "everyday"),
+    [(["--edge-blocks", "x"], "argument --edge-blocks: 'x' is no whole"), (["-h"], "usage: "),
      (["--list-presets"], "wan"), (["--version"], __version__)],
 )  # fmt: skip
 def test_a_program_that_parses_is_told_apart_from_the_process_it_is_in(words, told, capsys):
