@@ -168,7 +168,7 @@ CASES = {
     ),
     "a size of NaN": (
         "wan_bf16.safetensors", {"target_size_gb": float("nan")},
-        "target_size_gb: nan is not from 0.0 to 1000.0",
+        "target_size_gb: nan is not from 0.0 to 1000000.0",
     ),
     "a name that is none": ("wan_bf16.safetensors", {"name": 1}, "name: 1 is no STRING"),
     "a model that is none": (
