@@ -80,10 +80,11 @@ class Hub:
     def read_next(self, reads: list[Read]) -> None:
         """Fetch ahead what is read next, except from the library's cache, and nothing else."""
         found = [(self.file(read.path), read) for read in reads if read.size]
-        self.plan.end()
+        ended = self.plan
         self.plan = RemotePlan(
             (file, read.begin, read.size) for file, read in found if isinstance(file, RemoteFile)
         )
+        ended.end()
 
     def file(self, path: HubPath) -> RemoteFile | Path:
         """Return what reads a file: a RemoteFile, or the file's path in the library's cache."""

@@ -95,6 +95,14 @@ def test_an_error_comes_to_whoever_reads():
         read(plan, file, 100, 10)
 
 
+def test_what_could_not_be_fetched_takes_no_room():
+    file = ToyRemote(fails_at=50)
+    plan = RemotePlan([(file, 0, 100)])
+    with pytest.raises(ConvertError, match="no"):
+        read(plan, file, 0, 10)
+    assert plan.held == 0
+
+
 def test_a_plan_that_ended_leaves_nobody_waiting():
     class Silent(ToyRemote):
         def fetch(self, *args):
