@@ -1758,35 +1758,42 @@ class RemotePlan:
 
         What was planned comes from its block, anything else by a request of its own.
         """
+        while block := self.claimed(file, begin):
+            # Another reader may have been the last one meanwhile.
+            if count := self.copy(block, begin, view):
+                return count
+        file.fetch(begin, view, threading.Event())
+        return len(view)
+
+    def claimed(self, file: RemoteFile, begin: int) -> RemoteBlock | None:
+        """Find the block of a byte, and fetch it where nobody does; None where none is planned."""
         with self.changed:
             block = self.covering(file, begin)
-            is_mine = block is not None and not block.is_taken
-            if is_mine:
-                # It is read out of order: what was fetched before it may be read never.
-                before = self.blocks[self.low : self.blocks.index(block)]
-                self.let_go([one for one in before if one.data is not None])
-                self.take(block)
-        if block is None:
-            file.fetch(begin, view, threading.Event())
-            return len(view)
-        if is_mine:
-            self.fetch(block)
+            if block is None or block.is_taken:
+                return block
+            # It is read out of order: what was fetched before it may be read never.
+            before = self.blocks[self.low : self.blocks.index(block)]
+            self.let_go([one for one in before if one.data is not None])
+            self.take(block)
+        self.fetch(block)
+        return block
+
+    def copy(self, block: RemoteBlock, begin: int, view: memoryview) -> int:
+        """Wait for a block, and copy what it has from `begin` on; return how many bytes that is."""
         with self.changed:
             while block.is_waiting:
                 # A connection that is silent must not keep a conversion from being interrupted.
                 if self.stop.is_set():
-                    raise ConvertError(f"{file.shown}: is no longer read")
+                    raise ConvertError(f"{block.file.shown}: is no longer read")
                 self.changed.wait(GLANCE)
                 tell_watcher()
             if block.error:
                 raise block.error
-            # Another reader may have been the last one meanwhile.
-            data = block.data or b""
-            part = memoryview(data)[begin - block.begin :][: len(view)]
+            part = memoryview(block.data or b"")[begin - block.begin :][: len(view)]
             view[: len(part)] = part
             block.left -= len(part)
             self.let_go([block] if block.left <= 0 else [])
-        return len(part) or self.read(file, begin, view)
+            return len(part)
 
     def let_go(self, blocks: list[RemoteBlock]) -> None:
         """Drop blocks, so that there is room for others; the caller holds the lock."""
@@ -2133,10 +2140,11 @@ class Hub:
     def read_next(self, reads: list[Read]) -> None:
         """Fetch ahead what is read next, except from the library's cache, and nothing else."""
         found = [(self.file(read.path), read) for read in reads if read.size]
-        self.plan.end()
+        ended = self.plan
         self.plan = RemotePlan(
             (file, read.begin, read.size) for file, read in found if isinstance(file, RemoteFile)
         )
+        ended.end()
 
     def file(self, path: HubPath) -> RemoteFile | Path:
         """Return what reads a file: a RemoteFile, or the file's path in the library's cache."""
