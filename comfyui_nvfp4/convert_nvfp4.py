@@ -7575,7 +7575,9 @@ def failure(data: dict) -> str:
     """Write in one line what went wrong in a node, as ComfyUI tells it."""
     lines = str(data.get("exception_message", "")).strip().splitlines() or ["no reason given"]
     kind = str(data.get("exception_type", "")).rpartition(".")[2]
-    return one_line(f"ComfyUI: {data.get('node_type')}: {kind}: {lines[0]}")[:EXCERPT]
+    # A line that announces others says nothing without the first of them.
+    told = " ".join(map(str.strip, lines[: 1 + lines[0].endswith(":")]))
+    return one_line(f"ComfyUI: {data.get('node_type')}: {kind}: {told}")[:EXCERPT]
 
 
 # ── nvfp4/calibrate/shipped.py: Make the workflow that comes with the program for a model: the API 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from nvfp4.calibrate.run import OwnRecording, read_prompts, run_calibration
-from nvfp4.calibrate.running import reason_in
+from nvfp4.calibrate.running import failure, reason_in
 from nvfp4.errors import ConvertError
 from nvfp4.options.tasks import CalibrationRun
 
@@ -92,6 +92,13 @@ RAISED = 'Traceback (most recent call last):\n  File "a.py", line 1\n    a()\nx.
 )
 def test_why_a_comfyui_ended_is_its_exception_whatever_follows(log, reason):
     assert reason_in(log) == reason
+
+
+def test_a_failure_tells_the_first_of_the_lines_that_it_announces():
+    data = {"node_type": "CLIPLoader", "exception_type": "RuntimeError"}
+    told = failure(data | {"exception_message": "Error(s) in loading T5:\n\tsize mismatch\n\tb\n"})
+    assert told == "ComfyUI: CLIPLoader: RuntimeError: Error(s) in loading T5: size mismatch"
+    assert failure(data | {"exception_message": "a\nb"}).endswith("RuntimeError: a")
 
 
 def test_a_comfyui_without_a_card_is_answered_with_its_argument(given, capsys):
