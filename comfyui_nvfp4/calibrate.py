@@ -29,6 +29,8 @@ from .workflow import file_behind
 
 # The step after all.
 LAST_STEP = 10_000
+# Of ComfyUI's samplers, whose seeds may come by a link; behind it comes 0.
+LAST_SEED = 0xFFFFFFFFFFFFFFFF
 # Bytes of a file of prompts: a book has less.
 LONGEST_FILE = 10_000_000
 
@@ -202,7 +204,7 @@ class NVFP4Calibrate(io.ComfyNode):
                     "seed",
                     default=1,
                     min=0,
-                    max=0xFFFFFFFF,
+                    max=LAST_SEED,
                     control_after_generate=False,
                     tooltip="of the first prompt; each further one takes the next",
                 ),
@@ -330,7 +332,9 @@ class NVFP4Calibrate(io.ComfyNode):
             shown=Steps(node_id, len(texts), last - first),
         )
         sampled = [
-            run.sample(number, positive, share_of(latent, number, len(texts)), seed + number)
+            run.sample(
+                number, positive, share_of(latent, number, len(texts)), (seed + number) & LAST_SEED
+            )
             for number, positive in enumerate(encoded)
         ]
         note_files(node_id, filter(None, [prompts_path(prompts_file)]))

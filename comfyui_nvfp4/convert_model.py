@@ -13,7 +13,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from .convert import ALIASES, Source, deliver, delivering_outputs
-from .files import CHECKPOINTS, MODELS, fit_for_file, output_file
+from .files import CHECKPOINTS, MODELS, output_file
+from .inputs import fit_for_file
 from .loaded import DIGEST, Loaded, show_model
 from .made import changes, note_files
 from .runtime import NodeError, converting

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .inputs import NOT_IN_NAMES, NodeError, is_plain, told
+from .inputs import NodeError, is_plain, told
 
 # The first choice of a list where nothing is chosen.
 NONE = "none"
@@ -148,11 +148,6 @@ def output_file(kind: str, name: str) -> Path:
         raise NodeError(f"name: {name!r} is no file name; folders may stand before it: wan/small")
     plain += SUFFIX * (not plain.lower().endswith(SUFFIX))
     return output_folder(kind) / plain
-
-
-def fit_for_file(text: str) -> str:
-    """Make a text that others wrote, as a workflow's names of LoRAs, fit to be part of a name."""
-    return NOT_IN_NAMES.sub("_", text).lstrip(". ")
 
 
 def comfy_name(path: Path, kind: str) -> str:

@@ -65,3 +65,8 @@ def is_plain(name: str) -> bool:
     """Tell whether every system makes a file or folder of just this name, and shows it."""
     is_whole = name.strip(" ") == name and not name.startswith(".") and not name.endswith(".")
     return bool(name) and is_whole and not NOT_IN_NAMES.search(name) and not DEVICES.fullmatch(name)
+
+
+def fit_for_file(text: str) -> str:
+    """Make a text that others wrote, as a workflow's names of LoRAs, fit to be part of a name."""
+    return NOT_IN_NAMES.sub("_", text).lstrip(". ")

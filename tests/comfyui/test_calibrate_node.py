@@ -82,3 +82,10 @@ def test_a_cancel_keeps_what_was_recorded(server, client):
     assert prompt.wait().ended == "execution_interrupted"
     assert 20 <= recorded(server, "stopped") < 400
     shutil.rmtree(server.base / "output" / "nvfp4_calibration")
+
+
+def test_a_file_of_prompts_that_cannot_be_read_is_one_line_that_names_the_input(client):
+    for file in ("no\0file", "x" * 300, "../x", "/etc/passwd"):
+        told = client.run(calibrating(prompts_file=file)).error["exception_message"].strip()
+        assert told.startswith("prompts_file: ")
+        assert len(told.splitlines()) == 1
