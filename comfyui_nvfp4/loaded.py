@@ -41,9 +41,11 @@ CAST = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
 # Parts beside a quantised weight that go where the weight is decoded: its configuration, and the
 # scale of an input that is not quantised in that format any more.
 WITH_CODES = ("comfy_quant", "input_scale")
-# The entry of a header that tells which patches were merged, and how many values of a tensor such
-# digests are made of, evenly spread.
-DIGEST, SAMPLED = "comfyui_patches", 256
+# The entry of a header that tells which patches were merged.
+DIGEST = "comfyui_patches"
+# How many values of a tensor such digests are made of, and in how many places they are: weights may
+# still be on the disk, where each place is a read.
+SAMPLED, PLACES = 256, 8
 
 
 class Origin(NamedTuple):
@@ -242,9 +244,7 @@ def facts_of(value: Any) -> Any:
     if isinstance(value, QuantizedTensor):
         value = value.state_dict("")
     if isinstance(value, torch.Tensor):
-        step = max(1, value.numel() // SAMPLED)
-        some = [] if value.is_meta else value.detach().reshape(-1)[::step].float().tolist()
-        return str(value.dtype), [*value.shape], some
+        return str(value.dtype), [*value.shape], [] if value.is_meta else sampled(value)
     if isinstance(value, list | tuple):
         return [*map(facts_of, value)]
     if isinstance(value, dict):
@@ -254,6 +254,15 @@ def facts_of(value: Any) -> Any:
     # A function has an address, which says nothing.
     known = value is None or isinstance(value, str | int | float)
     return value if known else getattr(value, "__qualname__", type(value).__name__)
+
+
+def sampled(tensor: torch.Tensor) -> list:
+    """List SAMPLED values of a tensor from PLACES, evenly spread; all of a small one."""
+    flat = tensor.detach().reshape(-1)
+    if len(flat) > SAMPLED:
+        whole = len(flat) // PLACES * PLACES
+        flat = flat[:whole].reshape(PLACES, -1)[:, : SAMPLED // PLACES]
+    return flat.float().tolist()
 
 
 def diffusion_model(patcher: Any) -> torch.nn.Module:
