@@ -7,11 +7,12 @@ from functools import partial
 from comfy_api.latest import io
 
 from .convert import shortened
-from .files import NONE, find_lora, find_model, model_names, page_name
+from .files import NONE, find_lora, find_model, listed_in, model_names, page_name
 from .made import changes, note_files
 from .pages import page_file
 from .runtime import converting, for_node
-from .settings import LORAS, merges
+from .settings import LORAS, input_names, merges
+from .wording import Words
 
 
 class NVFP4CheckFile(io.ComfyNode):
@@ -69,7 +70,7 @@ class NVFP4CheckFile(io.ComfyNode):
     def execute(cls, model_file: str, source: str, loras: tuple = ()) -> io.NodeOutput:
         """Check the file; its defects are a result, and no error of the node."""
         with converting(cls.hidden.unique_id) as program:
-            path, _ = find_model(model_file)
+            path, kind = find_model(model_file)
             task = program.Verification(
                 file=path,
                 source=None if source == NONE else find_model(source)[0],
@@ -78,9 +79,11 @@ class NVFP4CheckFile(io.ComfyNode):
             )
             check = program.verify_file(task)
             page = page_file(page_name(path, "_check"))
-            program.write_check(check, page)
+            words, folder = Words(kind, input_names()), listed_in(path, kind)
+            data = words.report(program.check_data(check), str(path.relative_to(folder)))
+            program.write_text(program.render_check_page(check, data), page)
             render = partial(program.render_check, check)
-            text = for_node(program, shortened(program, "file", path.parent, render))
+            text = words.summary(for_node(program, shortened(program, "file", folder, render)))
         read = [path, task.source, *(find_lora(name) for name, _ in loras or ())]
         note_files(cls.hidden.unique_id, read)
         good = check.outcome <= program.Outcome.LOADS

@@ -15,12 +15,22 @@ import comfy.model_management
 import folder_paths
 from comfy_api.latest import io
 
-from .files import ModelName, find_model, forget_list, hidden_by, model_names, page_name
+from .files import (
+    ModelName,
+    comfy_name,
+    find_model,
+    forget_list,
+    hidden_by,
+    listed_in,
+    model_names,
+    page_name,
+)
 from .inputs import hold
 from .made import changes, digest_of, is_made_of, note_files, note_made
 from .pages import page_file
 from .runtime import NodeError, converting, for_node
-from .settings import LORAS, merges, settings_inputs, task_of
+from .settings import LORAS, input_names, merges, settings_inputs, task_of
+from .wording import Words
 
 # Columns of the summary on a node.
 WIDTH = 60
@@ -101,6 +111,8 @@ def deliver(program: ModuleType, task: object, source: Source, *, overwrite: boo
         raise NodeError(f"{other}: has this name, and ComfyUI would load it: give another name")
     page, made_of = page_file(page_name(output)), digest_of(task, source.facts)
     record = page.with_suffix(".json")
+    if is_there:
+        refuse_to_replace(program, task)
     if is_there and not overwrite:
         if not (is_made_of(output, made_of, record) and program.is_converted(task)):
             raise NodeError(
@@ -108,21 +120,32 @@ def deliver(program: ModuleType, task: object, source: Source, *, overwrite: boo
                 "this way: give another name, or switch overwrite on"
             )
         size = program.gigabytes(output.stat().st_size)
-        text = f"{output.name}: {size}, used as it is: it was made in the same way"
+        text = (
+            f"{comfy_name(output, source.kind)}: {size}, used as it is: it was made in the same way"
+        )
         shown = page.name if page.is_file() else ""
         return Delivered(ModelName.of(output, source.kind), text, shown)
-    # The converter refuses that, too, with advice for a command line.
-    if is_there and not program.is_ours(output):
-        raise NodeError(
-            f"{output}: was not made by this converter: delete it first, or give another name"
-        )
     with room_on_card(task):
         report = program.convert(dataclasses.replace(task, report=page))
     note_made(output, made_of, record)
     forget_list(source.kind)
-    lines = shortened(program, "written", output.parent, partial(program.render_report, report))
-    summary = for_node(program, "\n".join([lines, *source.notes()]))
+    words, folder = Words(source.kind, input_names()), listed_in(output, source.kind)
+    data = words.report(program.report_data(report), str(output.relative_to(folder)))
+    program.write_text(program.render_html(data), page)
+    lines = shortened(program, "written", folder, partial(program.render_report, report))
+    summary = words.summary(for_node(program, "\n".join([lines, *source.notes()])))
     return Delivered(ModelName.of(output, source.kind), summary, page.name)
+
+
+def refuse_to_replace(program: ModuleType, task: object) -> None:
+    """Raise NodeError for a name that is the source's, or of a file that others made.
+
+    The converter refuses that, too, with advice for a command line.
+    """
+    if isinstance(task.source, Path) and program.is_same(task.output, task.source):
+        raise NodeError(f"{task.output}: is the model that is converted: give another name")
+    if not program.is_ours(task.output):
+        raise NodeError(f"{task.output}: was not made by this converter: give another name")
 
 
 def shortened(program: ModuleType, label: str, folder: Path, render: Callable) -> str:

@@ -155,6 +155,12 @@ def comfy_name(path: Path, kind: str) -> str:
     return str(path.relative_to(output_folder(kind)))
 
 
+def listed_in(path: Path, kind: str) -> Path:
+    """Return ComfyUI's folder of a kind that a file lies in: names in lists are relative to it."""
+    folders = map(Path, folder_paths.get_folder_paths(kind))
+    return next((folder for folder in folders if folder in path.parents), path.parent)
+
+
 def page_name(path: Path, what: str = "") -> str:
     """Name the page of a report on a file, so that no two files share one.
 

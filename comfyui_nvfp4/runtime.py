@@ -17,6 +17,8 @@ from server import PromptServer
 
 from .converter import converter
 from .inputs import NodeError
+from .settings import input_names
+from .wording import error_on_node
 
 # Held by who converts. A thread may take it again, as a node may be made of others.
 TURN = threading.RLock()
@@ -86,6 +88,20 @@ def its_turn(progress: Progress) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def telling_end(progress: Progress) -> Iterator[None]:
+    """Say on the node how its work ended, which else would seem to go on; errors pass."""
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        progress.say("cancelled")
+        raise
+    except Exception:
+        progress.say("failed")
+        raise
+    progress.say("done")
+
+
+@contextlib.contextmanager
 def converting(node_id: str | None) -> Iterator[ModuleType]:
     """Lend the converter to a node, for the length of the `with` block.
 
@@ -96,14 +112,14 @@ def converting(node_id: str | None) -> Iterator[ModuleType]:
     progress = Progress(node_id)
     # ComfyUI runs nodes in inference mode, whose tensors other threads may not change; the program
     # makes some when it is loaded.
-    with its_turn(progress), torch.inference_mode(False):
+    with telling_end(progress), its_turn(progress), torch.inference_mode(False):
         program = converter()
         try:
             with program.watched_by(progress):
                 yield program
-            progress.say("done")
         except program.ConvertError as error:
-            raise NodeError(IN_MEMORY.sub("", program.printable(str(error)))) from None
+            line = IN_MEMORY.sub("", program.printable(str(error)))
+            raise NodeError(error_on_node(program, line, input_names())) from None
         except ModuleNotFoundError as error:
             # ComfyUI has neither gguf nor huggingface_hub for certain.
             install = f"{sys.executable} -m pip install {error.name}"

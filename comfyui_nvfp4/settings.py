@@ -28,6 +28,7 @@ from .files import (
     recordings,
 )
 from .inputs import NodeError, hold, told
+from .wording import error_on_node
 
 # What LoRAs to merge travel as from node to node: pairs of ComfyUI's name and a strength.
 LORAS = io.Custom("NVFP4_LORAS")
@@ -150,6 +151,11 @@ def settings_inputs() -> list[io.Input]:
     ]
 
 
+def input_names() -> set[str]:
+    """Name the inputs of the converting nodes: most are called as the option they stand for."""
+    return {one.id for one in settings_inputs()}
+
+
 def pick_device(device: str) -> str:
     """Name the device to compute on as the converter does: ComfyUI's own, or "cpu"."""
     own = comfy.model_management.get_torch_device()
@@ -255,7 +261,7 @@ def further_words(program: ModuleType, text: str) -> list[str]:
         words = shlex.split(text)
     except ValueError as error:
         raise NodeError(f"more_options: {error}") from None
-    with refusing(program):
+    with refusing(program, of_more_options=True):
         named = vars(program.build_parser().parse_args(words))
     rows = {flag: row for row in program.all_options(program.Options) for flag in row.flags}
     for flag, value in named.items():
@@ -311,7 +317,7 @@ def comes_along(path: PurePath) -> bool:
 
 
 @contextlib.contextmanager
-def refusing(program: ModuleType) -> Iterator[None]:
+def refusing(program: ModuleType, *, of_more_options: bool = False) -> Iterator[None]:
     """Raise a NodeError for what the command line would print before it ends."""
     told_here = texts.StringIO()
     try:
@@ -320,8 +326,11 @@ def refusing(program: ModuleType) -> Iterator[None]:
     except SystemExit:
         lines = told_here.getvalue().splitlines()
         problems = [line.partition("error: ")[2].strip() for line in lines]
-        asked = "more_options: that asks for a text, and for no conversion"
-        raise NodeError("; ".join(filter(None, problems)) or asked) from None
+        asked = "that asks for a text, and for no conversion"
+        problem = "; ".join(filter(None, problems))
+        if of_more_options:
+            raise NodeError(f"more_options: {problem.removeprefix('argument ') or asked}") from None
+        raise NodeError(error_on_node(program, problem, input_names())) from None
 
 
 def task_of(program: ModuleType, source: object, kind: str, values: dict) -> object:

@@ -179,10 +179,10 @@ def test_a_check_behind_the_conversion_of_a_checkpoint_checks_its_file(server, c
     assert "nothing is quantised" not in prompt.outputs["2"]["text"][0]
 
 
-def test_a_text_names_no_folder_of_comfyui(server, client):
+def test_a_text_names_a_file_as_lists_do(server, client):
     """The folder of these tests has a space, at which lines of a text are broken."""
     convert = server.convert("wan.safetensors", "folder/named")
     checking = server.node("NVFP4CheckFile", model_file=["1", 0], source="none")
     outputs = done(client, {"1": convert, "2": checking}).outputs
-    assert outputs["1"]["text"][0].startswith("written   named.safetensors\n")
-    assert "\nfile      named.safetensors, " in outputs["2"]["text"][0]
+    assert outputs["1"]["text"][0].startswith("written   folder/named.safetensors\n")
+    assert "\nfile      folder/named.safetensors, " in outputs["2"]["text"][0]

@@ -116,7 +116,7 @@ def test_a_run_that_ends_early_says_so_and_keeps_no_summary(page, long_model):
     page.wait(f"{SUMMARY}.dataset.state == 'failed'")
     line, _, text = page.js(SHOWN)
     assert line == "failed"
-    assert text.startswith("failed: ")
+    assert text.startswith("failed: more_options: --edge-blocks: ")
     buttons = page.js("app.graph._nodes[0].widgets.map(one => one.label ?? '')")
     assert "Show report of the earlier run" in buttons
 

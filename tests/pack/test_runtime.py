@@ -94,7 +94,7 @@ def test_progress_cancel_errors_and_turns(tiny, tmp_path):
     assert found["left"] == [["o.safetensors"], True]
     name, text = found["refused"]
     assert name == "NodeError"
-    assert text.startswith("--target-size: ")
+    assert text.startswith("target_size_gb: 0.001 GB is too little")
     assert "\n" not in text
     name, text = found["missing"]
     assert (name, text.partition(": ")[0]) == ("NodeError", "this needs the Python package gguf")

@@ -100,16 +100,16 @@ CASES = {
         "name: '/etc/x' is no file name; folders may stand before it: wan/small",
     ),
     "contradictions": ("wan_bf16.safetensors", {"goal": "quality", "recipe": "int8"},
-                       "--goal contradicts --recipe"),
+                       "goal contradicts recipe"),
     "a wrong option": (
         "wan_bf16.safetensors",
         {"more_options": "--edge-block 1"},
-        "unrecognized arguments: --edge-block; did you mean --edge-blocks?",
+        "more_options: unrecognized arguments: --edge-block; did you mean --edge-blocks?",
     ),
     "a wrong value": (
         "wan_bf16.safetensors",
         {"more_options": "--edge-blocks x"},
-        "argument --edge-blocks: 'x' is no whole number of 0 or more",
+        "more_options: --edge-blocks: 'x' is no whole number of 0 or more",
     ),
     "an option that writes": (
         "wan_bf16.safetensors",
