@@ -28,7 +28,7 @@ TYPED = re.compile(r"target_size_gb (\d[\d.]*)(MB|GB)")
 TOLD = re.compile(r"(?<![\d.,])\d[\d.]* (?:bytes|kB|MB|GB)(?: \(([\d,]+) bytes\))?")
 BYTES = {"bytes": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 # Documents that a copied pack has not.
-DOCUMENT = re.compile(r" \(docs/[^()]*\)")
+DOCUMENT = re.compile(r"\s*\(docs/[^()]*\)")
 # What the converter calls a file's folder, which is of no use beside the file that lies in it.
 FOLDER = re.compile(r"into models/(\w+);\s+")
 

@@ -103,9 +103,8 @@ class Browser:
 
     def click_on(self, find: str) -> None:
         """Click the middle of the element that a JavaScript expression gives."""
-        box = f"(() => {{ const r = ({find}).getBoundingClientRect();"
-        self.wait(f"!!({find})")
-        x, y = self.js(box + " return [r.x + r.width / 2, r.y + r.height / 2]; })()")
+        box = f"(() => {{ const r = ({find})?.getBoundingClientRect();"
+        x, y = self.wait(box + " return r && [r.x + r.width / 2, r.y + r.height / 2]; })()")
         self.click(x, y)
 
     def type(self, text: str) -> None:
