@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from comfy_api.latest import io
 
-from .convert import shortened
+from .convert import written_for_node
 from .files import NONE, find_lora, find_model, listed_in, model_names, page_name
 from .made import changes, note_files
 from .pages import page_file
-from .runtime import converting, for_node
+from .runtime import converting
 from .settings import LORAS, input_names, merges
 from .wording import Words
 
@@ -82,8 +80,7 @@ class NVFP4CheckFile(io.ComfyNode):
             words, folder = Words(kind, input_names()), listed_in(path, kind)
             data = words.report(program.check_data(check), str(path.relative_to(folder)))
             program.write_text(program.render_check_page(check, data), page)
-            render = partial(program.render_check, check)
-            text = words.summary(for_node(program, shortened(program, "file", folder, render)))
+            text = written_for_node(program, program.render_check(check), words, folder)
         read = [path, task.source, *(find_lora(name) for name, _ in loras or ())]
         note_files(cls.hidden.unique_id, read)
         good = check.outcome <= program.Outcome.LOADS

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -132,8 +131,8 @@ def deliver(program: ModuleType, task: object, source: Source, *, overwrite: boo
     words, folder = Words(source.kind, input_names()), listed_in(output, source.kind)
     data = words.report(program.report_data(report), str(output.relative_to(folder)))
     program.write_text(program.render_html(data), page)
-    lines = shortened(program, "written", folder, partial(program.render_report, report))
-    summary = words.summary(for_node(program, "\n".join([lines, *source.notes()])))
+    text = "\n".join([program.render_report(report), *source.notes()])
+    summary = written_for_node(program, text, words, folder)
     return Delivered(ModelName.of(output, source.kind), summary, page.name)
 
 
@@ -148,17 +147,20 @@ def refuse_to_replace(program: ModuleType, task: object) -> None:
         raise NodeError(f"{task.output}: was not made by this converter: give another name")
 
 
-def shortened(program: ModuleType, label: str, folder: Path, render: Callable) -> str:
-    """Render a text for a node, in which a path of `folder` behind a label is a name alone.
+def written_for_node(program: ModuleType, text: str, words: Words, folder: Path) -> str:
+    """Write a summary, whose lines are not broken, for a node: WIDTH columns, labels on the left.
 
-    The folder is ComfyUI's own, and a path longer than a line. render: takes a width, or None for
-    lines that are not broken. The folder may have spaces, at which lines are broken.
+    A path of `folder`, which is ComfyUI's own, becomes a name alone.
     """
-    line = next(line for line in render(None).splitlines() if line.startswith(f"{label} "))
-    path = line.removeprefix(label).strip()
-    name = path.replace(f"{folder}{os.sep}", "")
-    long, short = ("\n".join(program.labelled(label, [text], WIDTH)) for text in (path, name))
-    return render(WIDTH).replace(long, short).replace(f"{folder}{os.sep}", "")
+    text = words.summary(for_node(program, text)).replace(f"{folder}{os.sep}", "")
+    lines = []
+    for line in text.splitlines():
+        label, rest = line[: program.LABEL_WIDTH], line[program.LABEL_WIDTH :]
+        if label.endswith(" ") and len(label.split()) < 2:
+            lines += program.labelled(label.strip(), [rest.strip()], WIDTH)
+        else:
+            lines += program.broken(line, WIDTH)
+    return "\n".join(lines)
 
 
 class NVFP4Convert(io.ComfyNode):
