@@ -90,8 +90,11 @@ def test_a_server_ends_with_all_that_it_started(served):
     process, child = served
     end_tree(process)
     assert process.poll() is not None
-    if sys.platform == "linux":
-        assert not is_alive(child)
+    # The system takes its time to end what was killed.
+    until = time.monotonic() + 30
+    while sys.platform == "linux" and is_alive(child):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_server_ends_when_whoever_started_it_is_gone(served):
