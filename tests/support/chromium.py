@@ -102,10 +102,13 @@ class Browser:
                 )
 
     def click_on(self, find: str) -> None:
-        """Click the middle of the element that a JavaScript expression gives."""
+        """Click the middle of the element that an expression gives, once it lies still."""
         box = f"(() => {{ const r = ({find})?.getBoundingClientRect();"
-        x, y = self.wait(box + " return r && [r.x + r.width / 2, r.y + r.height / 2]; })()")
-        self.click(x, y)
+        middle, before = box + " return r && [r.x + r.width / 2, r.y + r.height / 2]; })()", None
+        while (found := self.wait(middle)) != before:
+            before = found
+            time.sleep(0.2)
+        self.click(*found)
 
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)
