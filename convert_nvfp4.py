@@ -5263,7 +5263,7 @@ def key_of(flag: str) -> str:
     return flag.lstrip("-").lower()
 
 
-# ── nvfp4/families.py: Known model families and their presets, as rows of a table ─────────────────
+# ── nvfp4/families/records.py: Records of known model families, and what several of them have in co
 
 # What stands for the format of 8 bits that a conversion has: INT8, or FP8 where that is asked for.
 EIGHT_BITS = "8-bit"
@@ -5374,47 +5374,20 @@ ADALN_AND_MLP = (
 # What the families that are built like Flux have in common.
 FLUX_BLOCKS = (("double_blocks", "single_blocks"),)
 FLUX_KEY = r"double_blocks\.0\.img_attn\.norm\.key_norm\.(weight|scale) "
-# Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
-# first. Keys and shapes are as ComfyUI 0.29 reads them (comfy/model_detection.py). What is outside
-# the blocks stays 16-bit, as in every tool that these rows name.
-FAMILIES = {
-    "wan": Family(
-        title="Wan",
-        keys=(r"head\.modulation ", r"blocks\.0\.ffn\.0\.weight "),
-        variants={
-            "VACE": r"vace_patch_embedding\.weight ",
-            "camera": r"control_adapter\.conv\.weight ",
-            "S2V": r"casual_audio_encoder\.encoder\.final_linear\.weight ",
-            "HuMo": r"audio_proj\.audio_proj_glob_1\.layer\.bias ",
-            "Animate": r"face_adapter\.fuser_blocks\.0\.k_norm\.weight ",
-            "I2V": r"(img_emb\.proj\.0\.bias |patch_embedding\.weight \[\d+, 36,)",
-            "TI2V": r"patch_embedding\.weight \[\d+, 48,",
-            "T2V": r"patch_embedding\.weight \[\d+, 16,",
-        },
-        blocks=(("blocks",),),
-        beside=("vace_blocks",),
-        outside=(
-            "patch_embedding",
-            "text_embedding.0",
-            "time_embedding.0",
-            "time_projection.1",
-            "head.head",
-        ),
-        together=(
-            ("vace_blocks", "vace_patch_embedding"),
-            ("face_adapter", "face_encoder", "motion_encoder", "pose_patch_embedding"),
-            ("audio_injector", "casual_audio_encoder", "cond_encoder", "trainable_cond_mask"),
-            ("music_injector", "music_encoder", "music_projection", "patch_embedding_global"),
-            ("audio_proj", "blocks.0.audio_cross_attn_wrapper"),
-            ("img_emb", "blocks.0.cross_attn.k_img"),
-        ),
-        keeps=(
-            Keep(r"^vace_blocks\.", EIGHT_BITS, "control blocks: 16-bit in jorismak/convert_nvfp4"),
-            ATTENTION_V,
-            DOWN_PROJECTION,
-        ),
-        full_precision=r"\bcross_attn\.",
-    ),
+# For a model that is of no family: its blocks may have any of the usual names.
+ANY_FAMILY = Family(
+    title="unknown",
+    keys=(),
+    blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
+    edge_blocks=0,
+)
+
+
+# ── nvfp4/families/image.py: Families of models that make images: a row for each ──────────────────
+
+# Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.29 where no comment says
+# otherwise). What is outside the blocks stays 16-bit, as in every tool that these rows name.
+IMAGE_FAMILIES = {
     "qwen-image": Family(
         title="Qwen-Image",
         keys=(r"txt_norm\.weight ", r"transformer_blocks\.0\.img_mod\.1\.weight "),
@@ -5509,6 +5482,64 @@ FAMILIES = {
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
         image=True,
     ),
+    "anima": Family(
+        title="Anima",
+        keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"llm_adapter\.blocks\.0\.cross_attn\.q_proj\."),
+        blocks=(("blocks",),),
+        outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
+        keeps=ADALN_AND_MLP,
+        image=True,
+    ),
+}
+
+
+# ── nvfp4/families/unets.py: Families of UNets: a row for each ────────────────────────────────────
+
+UNET_FAMILIES: dict[str, Family] = {}
+
+
+# ── nvfp4/families/video.py: Families of models that make videos: a row for each ──────────────────
+
+# Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.29 where no comment says
+# otherwise). What is outside the blocks stays 16-bit, as in every tool that these rows name.
+VIDEO_FAMILIES = {
+    "wan": Family(
+        title="Wan",
+        keys=(r"head\.modulation ", r"blocks\.0\.ffn\.0\.weight "),
+        variants={
+            "VACE": r"vace_patch_embedding\.weight ",
+            "camera": r"control_adapter\.conv\.weight ",
+            "S2V": r"casual_audio_encoder\.encoder\.final_linear\.weight ",
+            "HuMo": r"audio_proj\.audio_proj_glob_1\.layer\.bias ",
+            "Animate": r"face_adapter\.fuser_blocks\.0\.k_norm\.weight ",
+            "I2V": r"(img_emb\.proj\.0\.bias |patch_embedding\.weight \[\d+, 36,)",
+            "TI2V": r"patch_embedding\.weight \[\d+, 48,",
+            "T2V": r"patch_embedding\.weight \[\d+, 16,",
+        },
+        blocks=(("blocks",),),
+        beside=("vace_blocks",),
+        outside=(
+            "patch_embedding",
+            "text_embedding.0",
+            "time_embedding.0",
+            "time_projection.1",
+            "head.head",
+        ),
+        together=(
+            ("vace_blocks", "vace_patch_embedding"),
+            ("face_adapter", "face_encoder", "motion_encoder", "pose_patch_embedding"),
+            ("audio_injector", "casual_audio_encoder", "cond_encoder", "trainable_cond_mask"),
+            ("music_injector", "music_encoder", "music_projection", "patch_embedding_global"),
+            ("audio_proj", "blocks.0.audio_cross_attn_wrapper"),
+            ("img_emb", "blocks.0.cross_attn.k_img"),
+        ),
+        keeps=(
+            Keep(r"^vace_blocks\.", EIGHT_BITS, "control blocks: 16-bit in jorismak/convert_nvfp4"),
+            ATTENTION_V,
+            DOWN_PROJECTION,
+        ),
+        full_precision=r"\bcross_attn\.",
+    ),
     "ltx2": Family(
         title="LTX-2",
         keys=(
@@ -5541,14 +5572,6 @@ FAMILIES = {
         outside=("img_in.proj", "txt_in.input_embedder", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, ATTENTION_QKV),
     ),
-    "anima": Family(
-        title="Anima",
-        keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"llm_adapter\.blocks\.0\.cross_attn\.q_proj\."),
-        blocks=(("blocks",),),
-        outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
-        keeps=ADALN_AND_MLP,
-        image=True,
-    ),
     "cosmos-predict2": Family(
         title="Cosmos-Predict2",
         keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"x_embedder\.proj\.1\.weight "),
@@ -5557,13 +5580,13 @@ FAMILIES = {
         keeps=ADALN_AND_MLP,
     ),
 }
-# For a model that is of no family: its blocks may have any of the usual names.
-ANY_FAMILY = Family(
-    title="unknown",
-    keys=(),
-    blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
-    edge_blocks=0,
-)
+
+
+# ── nvfp4/families/table.py: All known model families in the order in which they are looked for, an
+
+# Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
+# first, and models that make images are often built like older ones that make videos.
+FAMILIES = IMAGE_FAMILIES | VIDEO_FAMILIES | UNET_FAMILIES
 # All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(

@@ -63,7 +63,8 @@ def names_in(node: ast.stmt) -> set[str]:
     if isinstance(node, ast.If | ast.Try | ast.With | ast.For):
         return {name for part in node.body for name in names_in(part)}
     targets = getattr(node, "targets", [getattr(node, "target", None)])
-    return {n.id for target in targets if target for n in ast.walk(target) if hasattr(n, "id")}
+    found = {n.id for target in targets if target for n in ast.walk(target) if hasattr(n, "id")}
+    return found - {"__all__"}
 
 
 def test_every_room_has_a_floor():
