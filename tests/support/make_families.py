@@ -315,7 +315,7 @@ def import_comfyui() -> None:
 def class_of(path: str) -> type:
     """A class of ComfyUI, by its path in comfy.ldm or in comfy."""
     module, _, name = path.rpartition(".")
-    room = "comfy" if module.startswith("text_encoders.") else "comfy.ldm"
+    room = "comfy" if module.startswith(("text_encoders.", "clip_model")) else "comfy.ldm"
     return getattr(importlib.import_module(f"{room}.{module}"), name)
 
 
