@@ -5304,7 +5304,10 @@ class Family:
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
-    image: whether it makes images, not videos: a note warns where almost all of it is NVFP4.
+    makes: what it makes, for --list-presets: "image", "video", "audio", "3D", "text". Where images
+        are the only thing, a note warns of almost all NVFP4.
+    known_as: what people search for besides title and variants: other names, and the beginnings of
+        published files' names.
     """
 
     title: str
@@ -5317,7 +5320,8 @@ class Family:
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
-    image: bool = False
+    makes: tuple[str, ...] = ("video",)
+    known_as: tuple[str, ...] = ()
 
     @property
     def inside(self) -> re.Pattern:
@@ -5412,7 +5416,7 @@ IMAGE_FAMILIES = {
             Keep(r"\.txt_mlp\.", EIGHT_BITS, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
         ),
-        image=True,
+        makes=("image",),
     ),
     "flux2": Family(
         title="Flux 2",
@@ -5423,7 +5427,7 @@ IMAGE_FAMILIES = {
             Keep(TEXT_ATTENTION.layers, "16-bit", "text attention: 16-bit in BFL's own NVFP4 file"),
             ATTENTION_QKV,
         ),
-        image=True,
+        makes=("image",),
     ),
     "chroma": Family(
         title="Chroma",
@@ -5435,7 +5439,7 @@ IMAGE_FAMILIES = {
             "final_layer.linear|nerf_final_layer.linear|nerf_final_layer_conv.conv",
         ),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
-        image=True,
+        makes=("image",),
     ),
     "flux": Family(
         title="Flux",
@@ -5444,7 +5448,7 @@ IMAGE_FAMILIES = {
         blocks=FLUX_BLOCKS,
         outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
-        image=True,
+        makes=("image",),
     ),
     "z-image": Family(
         title="Z-Image",
@@ -5472,7 +5476,7 @@ IMAGE_FAMILIES = {
             ),
             DOWN_PROJECTION,
         ),
-        image=True,
+        makes=("image",),
     ),
     "lumina2": Family(
         title="Lumina 2",
@@ -5480,7 +5484,7 @@ IMAGE_FAMILIES = {
         blocks=(("layers",),),
         outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
-        image=True,
+        makes=("image",),
     ),
     "anima": Family(
         title="Anima",
@@ -5488,7 +5492,7 @@ IMAGE_FAMILIES = {
         blocks=(("blocks",),),
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
-        image=True,
+        makes=("image",),
     ),
 }
 
@@ -20846,7 +20850,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         notes.append(Note(f"{what}: {examples(raised)}", Rank.NOTE))
     packed = [plan for plan in layers if plan.has_nvfp4_input]
     part = weights_of(packed) / (weights_of(plan for plan in plans if plan.is_multiplied) or 1)
-    if family.image and part > MOST_NVFP4:
+    if family.makes == ("image",) and part > MOST_NVFP4:
         what = f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give"
         how = "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
         notes.append(Note(f"{what} {how}", Rank.WARNING))
@@ -27622,7 +27626,7 @@ def make_card(report: Report) -> CardFacts:
     family = FAMILIES.get(name)
     title = family.title if family else "Diffusion model"
     # A family of images may edit them, too, and one of videos begin with a picture.
-    usual = () if family is None else IMAGE_TASKS if family.image else VIDEO_TASKS
+    usual = () if family is None else IMAGE_TASKS if "image" in family.makes else VIDEO_TASKS
     return CardFacts(
         report=report,
         data=summary_data(report),

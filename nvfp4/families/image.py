@@ -46,7 +46,7 @@ IMAGE_FAMILIES = {
             Keep(r"\.txt_mlp\.", EIGHT_BITS, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
         ),
-        image=True,
+        makes=("image",),
     ),
     "flux2": Family(
         title="Flux 2",
@@ -57,7 +57,7 @@ IMAGE_FAMILIES = {
             Keep(TEXT_ATTENTION.layers, "16-bit", "text attention: 16-bit in BFL's own NVFP4 file"),
             ATTENTION_QKV,
         ),
-        image=True,
+        makes=("image",),
     ),
     "chroma": Family(
         title="Chroma",
@@ -69,7 +69,7 @@ IMAGE_FAMILIES = {
             "final_layer.linear|nerf_final_layer.linear|nerf_final_layer_conv.conv",
         ),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
-        image=True,
+        makes=("image",),
     ),
     "flux": Family(
         title="Flux",
@@ -78,7 +78,7 @@ IMAGE_FAMILIES = {
         blocks=FLUX_BLOCKS,
         outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
-        image=True,
+        makes=("image",),
     ),
     "z-image": Family(
         title="Z-Image",
@@ -106,7 +106,7 @@ IMAGE_FAMILIES = {
             ),
             DOWN_PROJECTION,
         ),
-        image=True,
+        makes=("image",),
     ),
     "lumina2": Family(
         title="Lumina 2",
@@ -114,7 +114,7 @@ IMAGE_FAMILIES = {
         blocks=(("layers",),),
         outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
-        image=True,
+        makes=("image",),
     ),
     "anima": Family(
         title="Anima",
@@ -122,6 +122,6 @@ IMAGE_FAMILIES = {
         blocks=(("blocks",),),
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
-        image=True,
+        makes=("image",),
     ),
 }

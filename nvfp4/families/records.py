@@ -49,7 +49,10 @@ class Family:
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
-    image: whether it makes images, not videos: a note warns where almost all of it is NVFP4.
+    makes: what it makes, for --list-presets: "image", "video", "audio", "3D", "text". Where images
+        are the only thing, a note warns of almost all NVFP4.
+    known_as: what people search for besides title and variants: other names, and the beginnings of
+        published files' names.
     """
 
     title: str
@@ -62,7 +65,8 @@ class Family:
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
-    image: bool = False
+    makes: tuple[str, ...] = ("video",)
+    known_as: tuple[str, ...] = ()
 
     @property
     def inside(self) -> re.Pattern:

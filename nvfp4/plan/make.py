@@ -255,7 +255,7 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         notes.append(Note(f"{what}: {examples(raised)}", Rank.NOTE))
     packed = [plan for plan in layers if plan.has_nvfp4_input]
     part = weights_of(packed) / (weights_of(plan for plan in plans if plan.is_multiplied) or 1)
-    if family.image and part > MOST_NVFP4:
+    if family.makes == ("image",) and part > MOST_NVFP4:
         what = f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give"
         how = "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
         notes.append(Note(f"{what} {how}", Rank.WARNING))

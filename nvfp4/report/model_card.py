@@ -91,7 +91,7 @@ def make_card(report: Report) -> CardFacts:
     family = FAMILIES.get(name)
     title = family.title if family else "Diffusion model"
     # A family of images may edit them, too, and one of videos begin with a picture.
-    usual = () if family is None else IMAGE_TASKS if family.image else VIDEO_TASKS
+    usual = () if family is None else IMAGE_TASKS if "image" in family.makes else VIDEO_TASKS
     return CardFacts(
         report=report,
         data=summary_data(report),
