@@ -17,7 +17,7 @@ NODES = {
     "convert_model": ("NVFP4ConvertModel",),
     "check": ("NVFP4CheckFile",),
     "calibrate": ("NVFP4Calibrate",),
-    "record": ("NVFP4CalibrationRecorder",),
+    "record": ("NVFP4CalibrationRecorder", "NVFP4EncoderRecorder"),
 }
 
 

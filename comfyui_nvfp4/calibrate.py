@@ -7,6 +7,7 @@ recording on when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +20,14 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
+from .encoders import watched_clip
 from .files import recordings_folder
 from .inputs import NodeError, hold, told
 from .made import changes, note_files
-from .record import recording_of, watched
+from .record import encoder_recordings, recording_of, watched
 from .runtime import converting
 from .second_moments import LAYERS
-from .workflow import file_behind
+from .workflow import file_behind, files_behind
 
 # The step after all.
 LAST_STEP = 10_000
@@ -267,6 +269,14 @@ class NVFP4Calibrate(io.ComfyNode):
                     tooltip="also record what activation-aware rounding needs (gigabytes)",
                     advanced=True,
                 ),
+                io.Boolean.Input(
+                    "record_clip",
+                    default=False,
+                    optional=True,
+                    tooltip="record the text encoders, too: each under its own name, for the "
+                    "statistics of a conversion of its file",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 io.AnyType.Output(
@@ -310,6 +320,7 @@ class NVFP4Calibrate(io.ComfyNode):
         prompts_file="",
         name="",
         second_moments=LAYERS[0],
+        record_clip=False,
     ) -> io.NodeOutput:
         """Encode all prompts, sample one after another; return the file, and all latents."""
         hold(cls.define_schema().inputs, locals())
@@ -318,11 +329,20 @@ class NVFP4Calibrate(io.ComfyNode):
         if first >= last:
             raise NodeError(f"start_at_step {first} is not before the last step, {last}")
         node_id = cls.hidden.unique_id
-        recording = recording_of(name or file_behind(cls.hidden.prompt or {}, str(node_id)))
-        against, *encoded = (
-            with_extras(clip.encode_from_tokens_scheduled(clip.tokenize(text)), conditioning)
-            for text in (negative, *texts)
-        )
+        prompt = cls.hidden.prompt or {}
+        recording = recording_of(name or file_behind(prompt, str(node_id)))
+        told_texts = contextlib.nullcontext()
+        if record_clip:
+            named = f"{name}_text" if name else files_behind(prompt, str(node_id), "clip")
+            recordings = encoder_recordings(clip, named)
+            clip = watched_clip(clip, recordings, second_moments=second_moments)
+            told_texts = clip.recording()
+        # Their files are written once, when all texts are encoded.
+        with told_texts:
+            against, *encoded = (
+                with_extras(clip.encode_from_tokens_scheduled(clip.tokenize(text)), conditioning)
+                for text in (negative, *texts)
+            )
         run = Run(
             model=watched(model, recording, second_moments=second_moments),
             how=(steps, cfg, sampler_name, scheduler),

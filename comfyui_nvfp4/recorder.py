@@ -208,11 +208,14 @@ class Recording:
 
     One of them may be used for many prompts, one after another. Statistics stay on the model's
     device for up to CALLS_HELD calls, and in memory until the file is written at a prompt's end.
-    `is_modelled` says in the file that its inputs are no prompts', so that no scale is taken of it.
+    `is_modelled` says in the file that its inputs are no prompts', so that no scale is taken of it;
+    `encoder` what ComfyUI calls the text encoder that is watched, "" for a diffusion model. Of an
+    encoder's inputs the rows of padding are left out, which its attention mask tells.
     """
 
-    def __init__(self, folder: Path, name: str, *, is_modelled: bool = False):
-        self.is_modelled = is_modelled
+    def __init__(self, folder: Path, name: str, *, is_modelled: bool = False, encoder: str = ""):
+        self.is_modelled, self.encoder = is_modelled, encoder
+        self.mask: torch.Tensor | None = None  # of the encoder's call that is under way, [B, T]
         self.path, self.log = folder / f"{name}.safetensors", folder / f"{name}.log"
         self.watched: dict[str, int] = {}  # {layer: columns} while a model is sampled
         self.generators: dict[torch.device, torch.Generator] = {}
@@ -229,6 +232,8 @@ class Recording:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise RuntimeError(f"{self.path} is no recording; choose another name or folder")
+            if metadata.get("encoder", "") != self.encoder:
+                raise RuntimeError(f"{self.path} is of another model: choose another name")
             layers: dict[str, Facts] = {}
             for key in file.keys():  # noqa: SIM118 (it is no dict)
                 layer, _, name = key.rpartition(".")
@@ -270,6 +275,8 @@ class Recording:
             module.register_forward_pre_hook(self.hook(name), with_kwargs=True)
             for name, module in layers.items()
         ]
+        if self.encoder:
+            hooks.append(model.register_forward_pre_hook(self.note_mask, with_kwargs=True))
         try:
             with uncompiled():
                 yield
@@ -315,6 +322,25 @@ class Recording:
 
         return observe
 
+    def note_mask(self, _module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        """Note an encoder's attention mask [B, T], its second argument, before each of its calls.
+
+        Without one its padding is attended as other tokens are, and counts.
+        """
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        is_mask = isinstance(mask, torch.Tensor) and mask.dim() == 2
+        self.mask = mask.bool() if is_mask else None
+
+    def rows_of(self, given: torch.Tensor) -> torch.Tensor:
+        """Return the rows [T, K] of an input [..., K], without those that the mask leaves out.
+
+        Nothing that is made of padding reaches a picture, but most rows of a short prompt are that.
+        """
+        rows = given.detach().reshape(-1, given.shape[-1])
+        if self.mask is None or self.mask.shape != given.shape[:-1]:
+            return rows
+        return rows[self.mask.flatten().to(rows.device)]
+
     @torch.no_grad()
     def observe(self, name: str, given: torch.Tensor) -> None:
         """Take in one call of a layer, whose input `given` is [..., K].
@@ -323,7 +349,7 @@ class Recording:
         measured again for another module or another call of the same layer: the same object may
         have been changed in place meanwhile, which an inference tensor does not tell.
         """
-        rows = given.detach().reshape(-1, given.shape[-1])
+        rows = self.rows_of(given)
         # An input without rows has no maximum.
         if not rows.numel():
             return
@@ -404,6 +430,8 @@ class Recording:
         for layer, given in self.moments.inputs.items():
             parts |= {f"{layer}.{name}": made for name, made in given.parts().items()}
         metadata = {"format": FORMAT, "version": VERSION}
+        if self.encoder:
+            metadata["encoder"] = self.encoder
         if self.is_modelled:
             metadata["inputs_are"] = "modelled"
         if self.moments.first_of:

@@ -12,9 +12,17 @@ def file_behind(prompt: dict, node: str) -> str:
     """Find the name of the model file that a node's MODEL comes from, or "".
 
     The name is without folder and suffix. `prompt` is the workflow as ComfyUI runs it, {node id:
-    {"inputs": ...}}; `node` is the id to begin at. The way goes up by inputs whose names begin with
-    "model". Only a node without such a link is a loader; the nodes on the way may name a LoRA,
-    which must not be taken for the model.
+    {"inputs": ...}}; `node` is the id to begin at.
+    """
+    return next(iter(files_behind(prompt, node, "model").values()), "")
+
+
+def files_behind(prompt: dict, node: str, link: str) -> dict[str, str]:
+    """Find the files that the loader behind a node names: {its input: name}.
+
+    The way goes up by inputs whose names begin with `link`, "model" or "clip". Only a node without
+    such a link is a loader; the nodes on the way may name a LoRA, which must not be taken for the
+    model.
     """
     seen = set()
     while node in prompt and node not in seen:
@@ -23,16 +31,18 @@ def file_behind(prompt: dict, node: str) -> str:
         links = [
             value[0]
             for key, value in inputs.items()
-            if isinstance(value, list) and key.lower().startswith("model")
+            if isinstance(value, list) and key.lower().startswith(link)
         ]
         if links:
             node = str(links[0])
             continue
-        # No link to a model: this is a loader, and its file is the input that looks like one.
-        for value in inputs.values():
-            if isinstance(value, str) and value.lower().endswith(MODEL_SUFFIXES):
-                return Path(value.replace("\\", "/")).stem
-    return ""
+        # No link to a model: this is a loader, and its files are the inputs that look like some.
+        return {
+            key: Path(value.replace("\\", "/")).stem
+            for key, value in inputs.items()
+            if isinstance(value, str) and value.lower().endswith(MODEL_SUFFIXES)
+        }
+    return {}
 
 
 def loras_behind(prompt: dict, node: str) -> list[tuple[str, float]]:

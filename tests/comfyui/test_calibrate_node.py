@@ -43,6 +43,15 @@ def test_each_prompt_is_sampled_and_the_recording_given_on(server, client):
     assert prompt.progress("8")[-1] == 1
 
 
+def test_the_encoder_is_recorded_in_the_same_run_where_asked(server, client):
+    prompt = client.run(calibrating(name="both", record_clip=True))
+    assert prompt.ended == "execution_success", prompt.error
+    path = server.base / "output" / "nvfp4_calibration" / "both_text.safetensors"
+    with safe_open(path, "pt") as recording:
+        # Two prompts and the negative one.
+        assert recording.get_tensor("encoder.block.0.layer.0.SelfAttention.q.calls") == 3
+
+
 def test_the_halves_of_a_model_share_the_steps(server, client):
     """The low-noise node takes each prompt's latents from the other, and as many steps are done."""
     workflow = calibrating(name="high", steps=4, end_at_step=1)
