@@ -24,7 +24,6 @@ from nvfp4.modules import starred
 from support.make_families import (
     CONFIGURATIONS,
     MODELS,
-    OTHERS,
     class_of,
     configuration,
     import_comfyui,
@@ -240,7 +239,7 @@ def unreached(run: Callable, reads: set[tuple]) -> list[str]:
 def built_classes() -> Iterator[tuple[str, Built]]:
     """Yield (path, what was built) for every configuration of every class."""
     configurations = defaultdict(list)
-    for path, arguments, _ in (MODELS | OTHERS).values():
+    for _, path, arguments, *_ in MODELS.values():
         configurations[path].append(arguments)
     for path, several in (CONFIGURATIONS | TEXT_ENCODERS).items():
         configurations[path] += several

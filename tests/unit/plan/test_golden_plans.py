@@ -10,7 +10,8 @@ from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import PREFIXES, bare
 from nvfp4.plan.records import weights_of
-from support.make_families import read_headers
+from support.make_families import MODELS as PUBLISHED
+from support.make_families import read_facts, read_headers
 from support.make_golden import COMMANDS, family_text, golden_texts, planned, planned_for
 from support.paths import FAMILIES, GOLDEN, ROOT
 
@@ -48,41 +49,14 @@ def test_a_baked_scale_is_percentile_times_multiplier(tmp_path):
     assert found == pytest.approx(expected, rel=1e-12)
 
 
+# Each that a preset is for has a row in the tables of published models.
 MODELS = sorted(path.stem for path in FAMILIES.glob("*.txt"))
 
 
-RECOGNISED = {
-    "anima": "Anima",
-    "chroma": "Chroma",
-    "chroma_radiance": "Chroma",
-    "cosmos_predict2_14b": "Cosmos-Predict2",
-    "cosmos_predict2_2b": "Cosmos-Predict2",
-    "flux2_dev": "Flux 2",
-    "flux2_klein_4b": "Flux 2",
-    "flux2_klein_9b": "Flux 2",
-    "flux_dev": "Flux (dev)",
-    "flux_schnell": "Flux (schnell)",
-    "hunyuan_video": "Hunyuan Video",
-    "hunyuan_video_15": "Hunyuan Video (1.5)",
-    "ltx2": "LTX-2",
-    "ltxv_13b": "LTX-Video",
-    "ltxv_2b": "LTX-Video",
-    "lumina2": "Lumina 2",
-    "qwen_image": "Qwen-Image",
-    "qwen_image_edit_2511": "Qwen-Image (Edit 2511)",
-    "qwen_image_layered": "Qwen-Image (Layered)",
-    "wan21_i2v_14b": "Wan (I2V)",
-    "wan21_t2v_1.3b": "Wan (T2V)",
-    "wan21_t2v_14b": "Wan (T2V)",
-    "wan21_vace_14b": "Wan (VACE)",
-    "wan22_animate_14b": "Wan (Animate)",
-    "wan22_i2v_14b": "Wan (I2V)",
-    "wan22_s2v_14b": "Wan (S2V)",
-    "wan22_t2v_14b": "Wan (T2V)",
-    "wan22_ti2v_5b": "Wan (TI2V)",
-    "z_image": "Z-Image",
-    "z_image_pixel_space": "Z-Image",
-}
+def test_each_published_model_has_a_file_that_says_where_it_comes_from():
+    for name, model in PUBLISHED.items():
+        path = FAMILIES / ("" if model.recognised else "others") / f"{name}.txt"
+        assert "# " + "; ".join(f"{k}: {v}" for k, v in read_facts(path).items()) == model.facts
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -90,7 +64,7 @@ def test_plans_of_published_models(name):
     """After a change that is meant, run tests/support/make_golden.py and read the difference."""
     text = family_text(name)
     assert text == (GOLDEN / f"auto_{name}.txt").read_text(encoding="utf-8")
-    assert f"recognised as {RECOGNISED[name]}: --preset" in text
+    assert f"recognised as {PUBLISHED[name].recognised}: --preset" in text
 
 
 @pytest.mark.slow

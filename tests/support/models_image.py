@@ -1,0 +1,139 @@
+"""Published models that make images, as ComfyUI's classes build them: a row for each."""
+
+from support.models_video import COSMOS_2B
+from support.published import Published
+
+FLUX = {
+    "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
+    "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19,
+    "depth_single_blocks": 38, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2,
+    "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+FLUX2 = FLUX | {
+    "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 15360,
+    "hidden_size": 6144, "mlp_ratio": 3.0, "num_heads": 48, "depth": 8,
+    "depth_single_blocks": 48, "axes_dim": [32] * 4, "theta": 2000, "patch_size": 1,
+    "qkv_bias": False, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
+    "ops_bias": False,
+}  # fmt: skip
+KLEIN_4B = FLUX2 | {
+    "context_in_dim": 7680, "hidden_size": 3072, "num_heads": 24, "depth": 5,
+    "depth_single_blocks": 20, "guidance_embed": False,
+}  # fmt: skip
+KLEIN_9B = KLEIN_4B | {
+    "context_in_dim": 12288, "hidden_size": 4096, "num_heads": 32, "depth": 8,
+    "depth_single_blocks": 24,
+}  # fmt: skip
+CHROMA = {name: value for name, value in FLUX.items() if name != "guidance_embed"} | {
+    "in_channels": 64, "out_channels": 64, "vec_in_dim": None, "in_dim": 64, "out_dim": 3072,
+    "hidden_dim": 5120, "n_layers": 5,
+}  # fmt: skip
+LUMINA2 = {
+    "in_channels": 16, "dim": 2304, "n_layers": 26, "n_heads": 24, "n_kv_heads": 8,
+    "qk_norm": True, "cap_feat_dim": 2304, "axes_dims": [32] * 3,
+}  # fmt: skip
+Z_IMAGE = LUMINA2 | {
+    "dim": 3840, "n_layers": 30, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560,
+    "axes_dims": [32, 48, 48], "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True,
+    "pad_tokens_multiple": 32,
+}  # fmt: skip
+SD35_LARGE = {
+    "in_channels": 16, "out_channels": 16, "depth": 38, "input_size": None, "adm_in_channels": 2048,
+    "pos_embed_max_size": 192, "num_patches": 36864, "qk_norm": "rms",
+    "context_embedder_config": {
+        "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 2432}
+    },
+}  # fmt: skip
+CHROMA_RADIANCE = CHROMA | {
+    "in_channels": 3, "out_channels": 3, "patch_size": 16, "nerf_hidden_size": 64,
+    "nerf_mlp_ratio": 4, "nerf_depth": 4, "nerf_max_freqs": 8, "nerf_tile_size": 512,
+    "nerf_final_head_type": "conv", "nerf_embedder_dtype": None, "use_x0": False,
+    "use_sequential_txt_ids": False,
+}  # fmt: skip
+MMDIT = "modules.diffusionmodules.mmdit.OpenAISignatureMMDITWrapper"
+HIDREAM = "hidream.model.HiDreamImageTransformer2DModel"
+HUNYUAN_DIT = {
+    "depth": 40, "hidden_size": 1408, "mlp_ratio": 4.3637, "size_cond": True,
+    "use_style_cond": True,
+}  # fmt: skip
+PIXART = {"micro_condition": False, "model_max_length": 300}
+QWEN = "qwen_image.model.QwenImageTransformer2DModel"
+EDIT_2511 = {"default_ref_method": "index_timestep_zero"}
+
+IMAGE_MODELS = {
+    "qwen_image": Published("Qwen-Image", QWEN, {}, "QwenImage", "Qwen-Image"),
+    "qwen_image_edit_2511": Published(
+        "Qwen-Image-Edit 2511", QWEN, EDIT_2511, "QwenImage", "Qwen-Image (Edit 2511)"
+    ),
+    "flux_dev": Published("Flux.1 dev", "flux.model.Flux", FLUX, "Flux", "Flux (dev)"),
+    "flux_schnell": Published(
+        "Flux.1 schnell",
+        "flux.model.Flux",
+        FLUX | {"guidance_embed": False},
+        "FluxSchnell",
+        "Flux (schnell)",
+    ),
+    "flux2_dev": Published("Flux.2 dev", "flux.model.Flux", FLUX2, "Flux2", "Flux 2"),
+    "flux2_klein_4b": Published("Flux.2 klein 4B", "flux.model.Flux", KLEIN_4B, "Flux2", "Flux 2"),
+    "flux2_klein_9b": Published("Flux.2 klein 9B", "flux.model.Flux", KLEIN_9B, "Flux2", "Flux 2"),
+    "chroma": Published("Chroma", "chroma.model.Chroma", CHROMA, "Chroma", "Chroma"),
+    "z_image": Published("Z-Image", "lumina.model.NextDiT", Z_IMAGE, "ZImage", "Z-Image"),
+    "lumina2": Published("Lumina 2", "lumina.model.NextDiT", LUMINA2, "Lumina2", "Lumina 2"),
+    "anima": Published("Anima", "anima.model.Anima", COSMOS_2B, "Anima", "Anima"),
+    "qwen_image_layered": Published(
+        "Qwen-Image-Layered",
+        QWEN,
+        {"use_additional_t_cond": True},
+        "QwenImage",
+        "Qwen-Image (Layered)",
+    ),
+    "chroma_radiance": Published(
+        "Chroma Radiance",
+        "chroma_radiance.model.ChromaRadiance",
+        CHROMA_RADIANCE,
+        "ChromaRadiance",
+        "Chroma",
+    ),
+    "z_image_pixel_space": Published(
+        "Z-Image in pixel space",
+        "lumina.model.NextDiTPixelSpace",
+        Z_IMAGE | {"in_channels": 3, "patch_size": 32},
+        "ZImagePixelSpace",
+        "Z-Image",
+    ),
+    "sd35_large": Published("SD 3.5 Large", MMDIT, SD35_LARGE, "SD3"),
+    "hidream_i1": Published("HiDream I1", HIDREAM, "caption_projection.0.linear.weight", "HiDream"),
+    "hunyuan_dit": Published(
+        "Hunyuan DiT 1.2", "hydit.models.HunYuanDiT", HUNYUAN_DIT, "HunyuanDiT1"
+    ),
+    "auraflow": Published("AuraFlow", "aura.mmdit.MMDiT", {}, "AuraFlow"),
+    "pixart_sigma": Published("PixArt Sigma", "pixart.pixartms.PixArtMS", PIXART, "PixArtSigma"),
+    "krea2": Published("Krea 2", "krea2.model.SingleStreamDiT", {}, "Krea2"),
+}
+# {class: more configurations of it}, which make_classes.py looks at, too.
+IMAGE_CONFIGURATIONS: dict[str, list[dict | str]] = {
+    MMDIT: [SD35_LARGE, SD35_LARGE | {"depth": 24, "x_block_self_attn_layers": [*range(13)]},
+            SD35_LARGE | {"context_processor_layers": 2}],
+    "chroma_radiance.model.ChromaRadiance": [
+        CHROMA_RADIANCE, CHROMA_RADIANCE | {"nerf_final_head_type": "linear"}
+    ],
+    HIDREAM: ["caption_projection.0.linear.weight"],
+    "omnigen.omnigen2.OmniGen2Transformer2DModel": [
+        "time_caption_embed.timestep_embedder.linear_1.bias"
+    ],
+    "cascade.stage_b.StageB": [{}, {
+        "c_hidden": [320, 576, 1152, 1152], "nhead": [-1, 9, 18, 18],
+        "blocks": [[2, 4, 14, 4], [4, 14, 4, 2]], "block_repeat": [[1] * 4, [2] * 4],
+    }],
+    "pixeldit.pid.PidNet": [{}, {"pit_lq_inject": True}],
+    "lumina.model.NextDiT": [
+        LUMINA2 | {"clip_text_dim": 1024}, Z_IMAGE | {"siglip_feat_dim": 1152}
+    ],
+    "lumina.model.NextDiTPixelSpace": [Z_IMAGE | {"in_channels": 3, "patch_size": 32}],
+    "lens.model.LensTransformer2DModel": [{}, {"multi_layer_encoder_feature": False}],
+    "depth_anything_3.model.DepthAnything3Net": [{}, {"has_cam_enc": True, "has_cam_dec": True}],
+    "qwen_image.model.QwenImageTransformer2DModel": [{"use_additional_t_cond": True}],
+    "hydit.models.HunYuanDiT": [
+        {"depth": 40, "hidden_size": 1408, "mlp_ratio": 4.3637}, HUNYUAN_DIT
+    ],
+}  # fmt: skip

@@ -1,0 +1,43 @@
+"""What the tables of small models say of each: tiny_image.py, tiny_video.py, tiny_unet.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A small model, made of a published one, and what it is run with.
+
+    model: a row of the published models; its names and shapes are shrunk.
+    widths: {its width: the small one}. A multiple of a width shrinks with it; the first width that
+        divides a size counts, and a size that none divides stays.
+    blocks: how many are left of each list of blocks.
+    latent: the shape of its input, or several of them.
+    text: the width of its text; None for a model that is given none.
+    further: more inputs: a shape, or the value itself.
+    time: the time step that it is given.
+    counts: {tokens: how many}, as `tokens` names them, where they differ from TOKENS.
+    constants: what ComfyUI does not read from a file: (class, {argument: value}).
+    prepare: changes more of ComfyUI before it loads the model.
+    metadata: the header's.
+    """
+
+    model: str
+    widths: dict[int, int]
+    blocks: int
+    latent: tuple | list
+    text: int | None
+    further: dict[str, Any] = field(default_factory=dict)
+    time: float = 0.5
+    counts: dict[str, int] = field(default_factory=dict)
+    constants: tuple[str, dict] | None = None
+    prepare: Callable[[], None] | None = None
+    metadata: dict[str, str] | None = None
+
+
+# Latents of images and videos, and the tokens of text that all are given.
+VIDEO, IMAGE, TEXT = (3, 8, 8), (8, 16), 64
+# Tokens of an image in patches of 2 x 2, of a video in patches of 1 x 2 x 2, and of the text.
+TOKENS = {"once": 1, "image": 4 * 8, "text": TEXT}
+VIDEO_TOKENS = 3 * 4 * 4

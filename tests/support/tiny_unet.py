@@ -1,0 +1,5 @@
+"""Small UNets: a row for each."""
+
+from support.tiny import Tiny
+
+TINY_UNET: dict[str, Tiny] = {}
