@@ -83,9 +83,9 @@ CONFIGURATIONS: dict[str, list[dict | str]] = (
 
 
 def read_facts(path: Path) -> dict[str, str]:
-    """{field: value} of the first line of a file in families/, as Published.facts wrote it."""
+    """{field: value} of the first line of a file in families/: title, class, detected as ..."""
     with Path(path).open(encoding="utf-8") as lines:
-        fields = next(lines).removeprefix("# ").strip().split("; ")
+        _, *fields = next(lines).strip().split("; ")
     return dict(field.split(": ", 1) for field in fields)
 
 
@@ -154,7 +154,7 @@ def main(names: list[str]) -> None:
         shapes = published(build(model.path, model.arguments), model.path)
         check(shapes, model.path, model.detected)
         out = FAMILIES / ("" if model.recognised else "others") / f"{name}.txt"
-        lines = [model.facts, *collapse(shapes, 1 if model.recognised else 3)]
+        lines = [model.facts(name), *collapse(shapes, 1 if model.recognised else 3)]
         out.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         assert read_headers(out) == shapes
         print(name, model.detected, len(shapes), "tensors", out.stat().st_size, "bytes", flush=True)

@@ -25,11 +25,9 @@ class Published(NamedTuple):
     comfyui: str = "0.29"
     source: str = CLASS
 
-    @property
-    def facts(self) -> str:
-        """The first line of its file, whose fields the docs' list of models is made of."""
-        fields = {
-            "title": self.title, "class": self.path, "detected": self.detected,
-            "comfyui": self.comfyui, "source": self.source,
-        }  # fmt: skip
-        return "# " + "; ".join(f"{name}: {value}" for name, value in fields.items())
+    def facts(self, name: str) -> str:
+        """The first line of its file, of whose fields the docs' list of models is made."""
+        return (
+            f"# {name}: BF16; title: {self.title}; class: {self.path}; detected as: {self.detected}; "
+            f"ComfyUI: {self.comfyui}; source: {self.source}"
+        )
