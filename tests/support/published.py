@@ -28,6 +28,6 @@ class Published(NamedTuple):
     def facts(self, name: str) -> str:
         """The first line of its file, of whose fields the docs' list of models is made."""
         return (
-            f"# {name}: BF16; title: {self.title}; class: {self.path}; detected as: {self.detected}; "
-            f"ComfyUI: {self.comfyui}; source: {self.source}"
+            f"# {name}: BF16; title: {self.title}; class: {self.path}; "
+            f"detected as: {self.detected}; ComfyUI: {self.comfyui}; source: {self.source}"
         )
