@@ -2,9 +2,10 @@
 
 usage: COMFYUI_ROOT=<checkout> python tests/support/comfy_walk.py      (make_classes.py runs it)
 
-Every diffusion model class is built on the meta device, with the operations that ComfyUI loads
-quantised files by, and its tensors are given to ComfyUI's detection, which is watched. A class that
-is not built here, and a line of detection that reads a shape and that no model reaches, stop it.
+Every diffusion model class and every text encoder is built on the meta device, with the operations
+that ComfyUI loads quantised files by, and its tensors are given to ComfyUI's detection, which is
+watched. A class that is not built here, and a line of detection that reads a shape and that no
+model reaches, stop it.
 """
 
 import inspect
@@ -20,7 +21,9 @@ from unittest.mock import MagicMock
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from nvfp4.model import bare
 from nvfp4.modules import starred
+from support import make_encoders
 from support.make_families import (
     CONFIGURATIONS,
     MODELS,
@@ -29,21 +32,6 @@ from support.make_families import (
     import_comfyui,
     published,
 )
-
-# In ComfyUI's package, but no diffusion models: these embed text for one.
-TEXT_ENCODERS = {
-    "text_encoders.t5.T5": [
-        {"config_dict": {
-            "d_ff": 10240, "d_kv": 64, "d_model": 4096, "dense_act_fn": "gelu_pytorch_tanh",
-            "is_gated_act": True, "model_type": kind, "num_heads": 64, "num_layers": 24,
-            "vocab_size": 32128,
-        }}
-        for kind in ("t5", "umt5")
-    ],
-    "text_encoders.llama.Llama2": [{"config_dict": {}}],
-    "text_encoders.llama.Qwen25_7BVLI": [{"config_dict": {}}],
-    "text_encoders.llama.Gemma2_2B": [{"config_dict": {}}],
-}  # fmt: skip
 
 # [(path of a class, {tensor: shape})] of files that name tensors otherwise than the class: ComfyUI
 # takes them apart when it loads them.
@@ -114,7 +102,13 @@ def build_watched(path: str, arguments: dict | str) -> Built:
     # Its quantiser counts levels in a tensor's values; linear layers have no weights yet.
     if path.endswith("AceStepConditionGenerationModel"):
         place["device"] = "cpu"
-    model = class_of(path)(**place | configuration(arguments))
+    return watched_model(class_of(path)(**place | configuration(arguments)), operations)
+
+
+def watched_model(model: object, operations: object) -> Built:
+    """Tell of a model that was built with these operations what each 2-D weight belongs to."""
+    import torch
+
     shapes = {name: tuple(t.shape) for name, t in model.named_parameters()}
     shapes |= {name: tuple(t.shape) for name, t in model.named_buffers()}
     rows = []
@@ -188,16 +182,22 @@ class Shape(tuple):
     __hash__ = tuple.__hash__
 
 
-def detect(shapes: dict, metadata: dict | None = None) -> dict[str, set[str]]:
-    """{tensor: dimensions that ComfyUI reads to recognise a model by, or to load it}."""
+def watched_state(shapes: dict) -> tuple[dict, dict[str, set[str]]]:
+    """A state dict of such tensors, and {tensor: dimensions of it that were looked at since}."""
     import torch
-    from comfy import model_detection
 
     reads = defaultdict(set)
-    state = {
+    return {
         name: Watched(name, torch.empty(shape, dtype=torch.bfloat16, device="meta"), reads)
         for name, shape in shapes.items()
-    }
+    }, reads
+
+
+def detect(shapes: dict, metadata: dict | None = None) -> dict[str, set[str]]:
+    """{tensor: dimensions that ComfyUI reads to recognise a model by, or to load it}."""
+    from comfy import model_detection
+
+    state, reads = watched_state(shapes)
     unet = model_detection.detect_unet_config(state, "", metadata=metadata)
     model = unet and model_detection.model_config_from_unet_config(unet, state, "")
     if model:
@@ -210,15 +210,20 @@ def unreached(run: Callable, reads: set[tuple]) -> list[str]:
 
     A line may read a shape in one case only, so what it names has to be in `reads`, too.
     """
-    from comfy import model_detection
+    from comfy import model_detection, sd
 
-    functions = model_detection.detect_unet_config, model_detection.calculate_transformer_depth
+    functions = (
+        model_detection.detect_unet_config,
+        model_detection.calculate_transformer_depth,
+        sd.detect_te_model,
+    )
+    files = {function.__code__.co_filename for function in functions}
     done = set()
 
     def trace(frame, *_):
-        if frame.f_code.co_filename != model_detection.__file__:
+        if frame.f_code.co_filename not in files:
             return None
-        done.add(frame.f_lineno)
+        done.add((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
     sys.settrace(trace)
@@ -231,7 +236,8 @@ def unreached(run: Callable, reads: set[tuple]) -> list[str]:
         for number, line in enumerate(lines, first):
             reads = re.search(r"\.shape\[|\.size\(", line)
             names = re.findall(r"\}([a-z][\w.]+\.weight)'[^=]*\.shape\[", line)
-            if reads and (number not in done or not seen >= set(map(starred, names))):
+            passed = (function.__code__.co_filename, number) in done
+            if reads and not (passed and seen >= set(map(starred, names))):
                 missed.append(f"{number}: {line.strip()}")
     return missed
 
@@ -241,11 +247,38 @@ def built_classes() -> Iterator[tuple[str, Built]]:
     configurations = defaultdict(list)
     for _, path, arguments, *_ in MODELS.values():
         configurations[path].append(arguments)
-    for path, several in (CONFIGURATIONS | TEXT_ENCODERS).items():
+    for path, several in CONFIGURATIONS.items():
         configurations[path] += several
-    for path in [*diffusion_classes(), *TEXT_ENCODERS]:
+    for path in diffusion_classes():
         for arguments in configurations[path] or [{}]:
             yield path, build_watched(path, arguments)
+
+
+def built_encoders() -> Iterator[tuple[str, Built]]:
+    """Yield (path, what was built, in the published file's names) of the encoders it has."""
+    import comfy.ops
+    from comfy.sd import TEModel
+
+    for encoder in make_encoders.MODELS.values():
+        # An older ComfyUI lacks some.
+        if encoder.found not in TEModel.__members__:
+            continue
+        operations = comfy.ops.mixed_precision_ops()
+        built = watched_model(make_encoders.build_encoder(encoder, operations), operations)
+        weights = [
+            (bare(make_encoders.published_name(encoder, name)), *rest)
+            for name, *rest in built.weights
+        ]
+        yield encoder.path, Built(weights, make_encoders.encoder_shapes(encoder))
+
+
+def detect_encoder(shapes: dict) -> dict[str, set[str]]:
+    """{tensor: dimensions that ComfyUI reads to recognise a text encoder by}."""
+    from comfy.sd import detect_te_model
+
+    state, reads = watched_state(shapes)
+    detect_te_model(state)
+    return reads
 
 
 def as_files(built: list[tuple[str, Built]]) -> list[tuple[str, dict]]:
@@ -278,14 +311,17 @@ def walk() -> dict[str, list]:
     path: of the class, in comfy.ldm or in comfy.
     """
     import_comfyui()
-    built = [*built_classes()]
-    weights = {(path, *row) for path, found in built for row in found.weights}
+    built, encoders = [*built_classes()], [*built_encoders()]
+    weights = {(path, *row) for path, found in built + encoders for row in found.weights}
     states, reads = as_files(built), set()
 
     def recognise() -> None:
         for path, shapes in states:
             for name, dims in detect(shapes).items():
                 reads.update((path, name, dim) for dim in dims)
+        for path, found in encoders:
+            for name, dims in detect_encoder(found.shapes).items():
+                reads.update((path, bare(name), dim) for dim in dims)
 
     missed = unreached(recognise, reads)
     assert not missed, "\n".join(["no model reaches these lines of its detection:", *missed])
