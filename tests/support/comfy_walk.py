@@ -259,9 +259,9 @@ def built_encoders() -> Iterator[tuple[str, Built]]:
     import comfy.ops
     from comfy.sd import TEModel
 
-    for encoder in make_encoders.MODELS.values():
+    for encoder in make_encoders.ENCODER_MODELS.values():
         # An older ComfyUI lacks some.
-        if encoder.found not in TEModel.__members__:
+        if encoder.published.detected not in TEModel.__members__:
             continue
         operations = comfy.ops.mixed_precision_ops()
         built = watched_model(make_encoders.build_encoder(encoder, operations), operations)
@@ -269,7 +269,7 @@ def built_encoders() -> Iterator[tuple[str, Built]]:
             (bare(make_encoders.published_name(encoder, name)), *rest)
             for name, *rest in built.weights
         ]
-        yield encoder.path, Built(weights, make_encoders.encoder_shapes(encoder))
+        yield encoder.published.path, Built(weights, make_encoders.encoder_shapes(encoder))
 
 
 def detect_encoder(shapes: dict) -> dict[str, set[str]]:
