@@ -255,7 +255,7 @@ def main(names: list[str]) -> None:
         shapes = encoder_shapes(row)
         assert detected(shapes) == row.published.detected, (name, detected(shapes))
         out = ENCODERS / f"{name}.txt"
-        lines = [row.published.facts, *collapse(shapes, 2)]
+        lines = [row.published.facts(name), *collapse(shapes, 2)]
         out.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         assert read_headers(out) == shapes
         print(
