@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvfp4.asking.find import ComfyUI, find_comfyui
+from nvfp4.calibrate.encoders import encoder_recordings_in, file_of_recording, put_encoder_recorders
 from nvfp4.calibrate.recipes import sampling_of
 from nvfp4.calibrate.running import RunningComfyUI, find_pack, input_name
 from nvfp4.calibrate.shipped import Builder, Workflow, with_options
@@ -66,15 +67,20 @@ class OwnRecording:
 
     def inputs(self, second_moments: str) -> dict[str, object]:
         """Make the inputs of the recorder's node, beside the model."""
-        return {
-            "enabled": True,
-            "name": self.name,
-            "folder": str(self.folder.resolve()),
-            "layers": "",
-            "tokens": 256,
-            "second_moments": second_moments,
-            "widest": 8192,
-        }
+        return recorder_inputs(self.name, self.folder, second_moments)
+
+
+def recorder_inputs(name: str, folder: Path, second_moments: str) -> dict[str, object]:
+    """Make the inputs of a recorder's node, beside what it records."""
+    return {
+        "enabled": True,
+        "name": name,
+        "folder": str(folder.resolve()),
+        "layers": "",
+        "tokens": 256,
+        "second_moments": second_moments,
+        "widest": 8192,
+    }
 
 
 def run_calibration(task: CalibrationRun) -> int:
@@ -113,12 +119,13 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     places = places_of(workflow, recorded, task)
     with translated(task.results, "cannot make the folder"):
         task.results.mkdir(parents=True, exist_ok=True)
-    older = [one for one in recorded if exists(one.statistics)]
+    older = [one.statistics for one in recorded if exists(one.statistics)]
+    before = encoder_recordings_in(task.results) if task.record_encoder else {}
     began = time.monotonic()
     with RunningComfyUI(comfyui, folders_of(task), task.comfyui_args) as running:
         try:
             info = started(running, task)
-            sample_all(running, prepared(workflow, places, info), prompts, task)
+            sample_all(running, prepared(workflow, places, info, task), prompts, task)
             phase(f"ending {comfyui.title}", quiet=task.quiet)
         except ConvertError as error:
             kept = keep_log(running, recorded[0])
@@ -131,7 +138,13 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     yield f"{in_number(len(prompts), 'prompts')} sampled in {duration(time.monotonic() - began)}"
     for one in recorded:
         yield from result_lines(one)
-    yield from (f"note: {one.statistics} was there already, and was added to" for one in older)
+    if task.record_encoder:
+        after = encoder_recordings_in(task.results)
+        made = [path for path, when in after.items() if when != before.get(path)]
+        for path in made:
+            yield from encoder_lines(path, task)
+        older += [path for path in made if path in before]
+    yield from (f"note: {one} was there already, and was added to" for one in older)
 
 
 def comfyui_of(task: CalibrationRun) -> ComfyUI:
@@ -170,6 +183,9 @@ def refuse_files(task: CalibrationRun, recorded: list[OwnRecording]) -> None:
             problems.append(f"{path}: no such file")
     if len({one.name for one in recorded}) < len(recorded):
         problems.append("--low-noise: both halves have one name; rename one of them")
+    is_alone = task.record_encoder and len(task.text_encoder) == 1
+    if is_alone and encoder_name(task) == recorded[0].name:
+        problems.append("--record-encoder: model and encoder have one name; rename one of them")
     if task.calibrate.suffix.lower() == ".gguf" and not task.workflow:
         problems.append("a GGUF needs your own workflow: give --workflow FILE")
     if problems:
@@ -232,11 +248,17 @@ class Prepared:
 
 
 def prepared(
-    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+    workflow: Workflow,
+    places: dict[str, dict[str, object]],
+    info: dict[str, dict],
+    task: CalibrationRun,
 ) -> Prepared:
     """Put recorders in, and cut the workflow to its samplers. Raises ConvertError."""
     recorders = put_recorders(workflow, places, info)
     samplers = samplers_behind(workflow, recorders, info)
+    if task.record_encoder:
+        inputs = recorder_inputs(encoder_name(task), task.results, task.second_moments)
+        put_encoder_recorders(workflow, samplers, inputs, info)
     workflow = cut_to_samplers(workflow, samplers, info)
     return Prepared(workflow=workflow, samplers=samplers, places=prompt_places(workflow, samplers))
 
@@ -303,8 +325,34 @@ def result_lines(recorded: OwnRecording) -> Iterator[str]:
     """Tell what was recorded of a model: its most variable layers, files, and what to type next."""
     yield from most_variable(recorded.statistics)
     yield ""
-    yield f"written: {recorded.log}"
-    yield f"written: {recorded.statistics}"
-    words = f"{called_beside('convert_nvfp4.py')} {as_word(recorded.model)}"
-    statistics = as_word(recorded.statistics)
-    yield f"next: {words} --activation-stats {statistics} --input-scale-policy headroom"
+    yield from written_lines(recorded.statistics, recorded.model, " --input-scale-policy headroom")
+
+
+def written_lines(statistics: Path, model: Path | str, further: str = "") -> Iterator[str]:
+    """Name the files of a recording, and what to type to convert its model; further: options."""
+    yield f"written: {statistics.with_suffix('.log')}"
+    yield f"written: {statistics}"
+    words = f"{called_beside('convert_nvfp4.py')} {as_word(model)}"
+    yield f"next: {words} --activation-stats {as_word(statistics)}{further}"
+
+
+def encoder_name(task: CalibrationRun) -> str:
+    """Name what is recorded of encoders: by the one's file, or by the model before each's own.
+
+    A workflow tells its files itself: "".
+    """
+    if task.workflow:
+        return ""
+    one = [*task.text_encoder, task.calibrate][0 if len(task.text_encoder) == 1 else -1]
+    return NOT_IN_NAMES.sub("_", one.stem)
+
+
+def encoder_lines(statistics: Path, task: CalibrationRun) -> Iterator[str]:
+    """Tell what was recorded of an encoder: its size, files, and what to type next.
+
+    Encoders take no input scales, of which a table would tell.
+    """
+    yield ""
+    yield next(most_variable(statistics))
+    encoder = file_of_recording(statistics, task.text_encoder) or "TEXT_ENCODER"
+    yield from written_lines(statistics, encoder)

@@ -31,6 +31,8 @@ TEXT_WAY = re.compile(
 TEXTS = ("text", "prompt", "string", "value", "clip_l", "clip_g", "t5xxl", "text_g", "text_l")
 SEEDS = ("seed", "noise_seed")
 RECORDER = "NVFP4CalibrationRecorder"
+# {what a loader gives: the node that records it, and that node's input for it}.
+RECORDERS = {"MODEL": (RECORDER, "model"), "CLIP": ("NVFP4EncoderRecorder", "clip")}
 
 
 def read_workflow(path: Path) -> Workflow:
@@ -112,24 +114,28 @@ def loaders_of(workflow: Workflow, path: Path) -> dict[str, str]:
 
 
 def put_recorders(
-    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+    workflow: Workflow,
+    places: dict[str, dict[str, object]],
+    info: dict[str, dict],
+    kind: str = "MODEL",
 ) -> list[str]:
     """Put a recorder behind each loader, in place, and return their ids.
 
-    places: {loader's id: inputs of its recorder}. Raises ConvertError for a node that gives no
-    model.
+    places: {loader's id: inputs of its recorder}; kind: a key of RECORDERS. Raises ConvertError for
+    a node that gives nothing of that kind.
     """
-    made = []
+    made, (recorder_class, link) = [], RECORDERS[kind]
     for loader, inputs in places.items():
         outputs = outputs_of(workflow[loader], info)
-        if "MODEL" not in outputs:
+        if kind not in outputs:
             raise ConvertError(f"--workflow: {workflow[loader]['class_type']} loads no model")
-        source, recorder = [loader, outputs.index("MODEL")], f"recorder of {loader}"
+        source = [loader, outputs.index(kind)]
+        recorder = f"recorder of {loader}" + f", {kind}" * (kind != "MODEL")
         for node in workflow.values():
             for name, from_node, place in links(node):
                 if [from_node, place] == source:
                     node["inputs"][name] = [recorder, 0]
-        workflow[recorder] = {"class_type": RECORDER, "inputs": {"model": source, **inputs}}
+        workflow[recorder] = {"class_type": recorder_class, "inputs": {link: source, **inputs}}
         made.append(recorder)
     return made
 

@@ -120,6 +120,9 @@ class CalibrationRun:
     second_moments: str = option("none", CALIBRATE,
         Kind(choices=("none", "inner blocks", "all")),
         "also record what rounding by statistics needs: gigabytes (default: {default})")
+    record_encoder: bool = option(False, CALIBRATE, SWITCH,
+        "record the text encoders, too, a recording for each: what rounding by statistics takes "
+        "when its file is converted")
     results: Path = option("nvfp4_calibration", CALIBRATE, FOLDER,
         "the folder for MODEL.log and MODEL.safetensors, made if missing; a recording that is "
         "there is added to (default: {default})")

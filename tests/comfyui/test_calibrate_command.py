@@ -99,6 +99,20 @@ def test_two_prompts_leave_a_log_a_recording_and_the_next_line(command):
     assert command.left() == []
 
 
+def test_the_encoder_is_recorded_beside_the_model_where_asked(command):
+    size = ["--size", "64x64x5", "--steps", "1", "--cfg", "1", "--second-moments", "all"]
+    status, out, err = command.run(*command.encoder, *size, "--record-encoder")
+    assert status == 0, err
+    assert {"umt5.log", "umt5.safetensors", "wan.safetensors"} <= {
+        path.name for path in command.results.iterdir()
+    }  # fmt: skip
+    # Two prompts and the negative one, which is encoded once.
+    assert "umt5: 7 layers, 3 calls each" in out
+    last = out.splitlines()[-1]
+    assert last.startswith(f'next: python convert_nvfp4.py "{command.encoder[1]}" --activation-')
+    assert last.endswith(f" {command.results / 'umt5.safetensors'}")
+
+
 def test_an_own_workflow_is_recorded_up_to_its_sampler(command):
     workflow = sampling(loader("elsewhere/wan.safetensors"), steps=1)
     workflow["5"]["inputs"] |= {"width": 64, "height": 64, "length": 5}
@@ -106,9 +120,10 @@ def test_an_own_workflow_is_recorded_up_to_its_sampler(command):
     # All nodes are loaded for it: the server's folder has the whole pack, too.
     file = command.folder / "mine.json"
     file.write_text(json.dumps(workflow), encoding="utf-8")
-    status, out, err = command.run("--workflow", file)
+    status, out, err = command.run("--workflow", file, "--record-encoder")
     assert status == 0, err
     assert "wan: 86 layers, 2 calls each" in out
+    assert "umt5: 7 layers, " in out
 
 
 def test_what_comfyui_refuses_is_one_line_and_its_output_is_kept(command):
