@@ -5292,11 +5292,18 @@ class Keep(NamedTuple):
     layers: a regular expression that is searched for in their names, without the model's prefix.
     precision: EIGHT_BITS, for which --formats and --card choose the format, or "16-bit".
     why: the reason that the report gives, with the tool or file that does the same.
+    named: the layers in a word or two, for a table; "" where the reason begins with them.
     """
 
     layers: str
     precision: str
     why: str
+    named: str = ""
+
+    @property
+    def what(self) -> str:
+        """Say in a few words which layers these are."""
+        return self.named or re.split("[:,;(]", self.why, maxsplit=1)[0].strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -5354,11 +5361,13 @@ ATTENTION_QKV = Keep(
     r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
     EIGHT_BITS,
     "fused attention QKV: Q6_K in a Q5_K_M",
+    "QKV",
 )
 DOWN_PROJECTION = Keep(
     r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
     EIGHT_BITS,
     "feed-forward down projection: Q6_K in a Q5_K_M",
+    "down projection",
 )
 # What --preset smart keeps, for models of unknown families.
 ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
@@ -5367,6 +5376,7 @@ MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
     EIGHT_BITS,
     "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
+    "modulation",
 )
 TEXT_ATTENTION = Keep(
     r"\.txt_attn[._]",
@@ -5379,6 +5389,7 @@ ADALN_AND_MLP = (
         r"\.adaln_modulation_",
         "16-bit",
         "modulation reaches every token, and is small: 16-bit in bedovyy/comfy-dit-quantizer",
+        "modulation",
     ),
     Keep(
         r"\.mlp\.|\.v_proj$",
@@ -5424,6 +5435,7 @@ IMAGE_FAMILIES = {
                 r"\.(img|txt)_mod\.1$",
                 EIGHT_BITS,
                 "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
+                "modulation",
             ),
             Keep(r"\.txt_mlp\.", EIGHT_BITS, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
@@ -5480,6 +5492,7 @@ IMAGE_FAMILIES = {
                 r"\.adaLN_modulation\.",
                 "16-bit",
                 "modulation reaches every token, and is small: 16-bit in convert-to-quant",
+                "modulation",
             ),
             Keep(
                 r"\.attention\.",
@@ -6388,6 +6401,9 @@ class CalibrationRun:
     second_moments: str = option("none", CALIBRATE,
         Kind(choices=("none", "inner blocks", "all")),
         "also record what rounding by statistics needs: gigabytes (default: {default})")
+    record_encoder: bool = option(False, CALIBRATE, SWITCH,
+        "record the text encoders, too, a recording for each: what rounding by statistics takes "
+        "when its file is converted")
     results: Path = option("nvfp4_calibration", CALIBRATE, FOLDER,
         "the folder for MODEL.log and MODEL.safetensors, made if missing; a recording that is "
         "there is added to (default: {default})")
@@ -6721,15 +6737,21 @@ def called_beside(script: str) -> str:
 
 
 class PrintAndExit(argparse.Action):
-    """Print a text, which is made only where it is asked for, and end the process with 0."""
+    """Print a text, which is made only where it is asked for, and end the process with 0.
 
-    def __init__(self, render: Callable[[], str], **facts: object):
-        super().__init__(nargs=0, default=argparse.SUPPRESS, **facts)
+    render: makes it of the words behind the option, which it takes where it has a metavar.
+    """
+
+    def __init__(self, render: Callable[[Sequence[str]], str], metavar: str = "", **facts: object):
+        nargs = "*" if metavar else 0
+        super().__init__(nargs=nargs, metavar=metavar, default=argparse.SUPPRESS, **facts)
         self.render = render
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, words: Sequence[str], *_: object
+    ) -> NoReturn:
         """Do so: argparse calls this where the option stands."""
-        parser.tell(self.render())
+        parser.tell(self.render(words))
         parser.exit()
 
 
@@ -6813,7 +6835,7 @@ class ArgumentReader(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
 
 
-# ── nvfp4/cli/description.py: The text of `--help` before the options, of `-h`, and of `--list-pres
+# ── nvfp4/cli/description.py: The text of `--help` before the options, and of `-h` ────────────────
 
 # Lines are at most 100 characters, as argparse prints them unchanged.
 DESCRIPTION = """\
@@ -6864,6 +6886,34 @@ All options: %(prog)s --help. Pages: docs/README.md of the repository"""
 # Columns of an option and its value in `-h`.
 EVERYDAY_WIDTH = 22
 
+
+def render_everyday(rows: Iterable[Option]) -> str:
+    """Write what `-h` prints: a line for each row that is everyday, and where the rest is."""
+    lines = [EVERYDAY_HEAD]
+    for row in rows:
+        if row.everyday:
+            # FILE[:STRENGTH] is FILE here, and choices have the option's own name.
+            value = row.kind.metavar.partition("[")[0] or row.name.upper() * bool(row.kind.choices)
+            shown = f"{row.flag} {value}" if row.group else row.flag
+            lines.append(f"  {shown:{EVERYDAY_WIDTH}}  {row.everyday}")
+    return "\n".join([*lines, EVERYDAY_TAIL])
+
+
+# ── nvfp4/cli/presets.py: The text of `--list-presets`: a table to search, and a preset in full whe
+
+# What models make, in the order of the table.
+MADE = ("image", "video", "audio", "3D", "text")
+# The least columns of the cells that give way where a terminal is narrow, and the headings.
+LEAST_CELL = 12
+HEADINGS = ("preset", "models", "makes", "8-bit", "also 16-bit")
+# A name of a published file is found by the whole of it where so many characters begin it.
+LEAST_BEGINNING = 5
+
+ABOUT_TABLE = (
+    "The other linear layers of the blocks are NVFP4; 16-bit are the edge blocks and what is "
+    "outside the blocks. --list-presets WORD finds a preset by anything that is known of it, and "
+    "shows one in full."
+)
 # Which layers outside the blocks are not settled.
 OPEN_TEXT = (
     "--target-size and --target-ratio may lower layers outside the blocks that the text alone goes "
@@ -6878,38 +6928,122 @@ BY_FORMATS = (
 )
 
 
-def render_everyday(rows: Iterable[Option]) -> str:
-    """Write what `-h` prints: a line for each row that is everyday, and where the rest is."""
-    lines = [EVERYDAY_HEAD]
-    for row in rows:
-        if row.everyday:
-            # FILE[:STRENGTH] is FILE here, and choices have the option's own name.
-            value = row.kind.metavar.partition("[")[0] or row.name.upper() * bool(row.kind.choices)
-            shown = f"{row.flag} {value}" if row.group else row.flag
-            lines.append(f"  {shown:{EVERYDAY_WIDTH}}  {row.everyday}")
-    return "\n".join([*lines, EVERYDAY_TAIL])
+def render_presets(words: Sequence[str] = ()) -> str:
+    """Write what `--list-presets` prints: all presets, or those that every one of some words fits.
 
-
-def render_presets() -> str:
-    """Write what `--list-presets` prints: each family's row, then the presets for any model.
-
-    A family has a line for each choice its preset makes, with the reason in brackets. Returns the
-    text without a line break at its end.
+    Where one is left, or is called so, it is shown in full. Returns the text without a line break
+    at its end; sentences are broken to the width of a terminal, and the table fits a page.
     """
-    lines = []
-    for name, family in FAMILIES.items():
-        # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
-        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
-        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
-        lines += [f"{name}: {family.title}, in {runs}"]
-        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
-        for keep in family.keeps:
-            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
-        lines += ["  NVFP4   the other linear layers of the blocks"]
-        if family.full_precision:
-            lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]
-    lines += [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
-    return "\n".join([*lines, OPEN_TEXT, *BY_FORMATS])
+    width = stdout_width()
+    found = {name: row for name, row in FAMILIES.items() if fits(words, name, row)}
+    called = "-".join(words).lower()
+    chosen = called if called in FAMILIES else next(iter(found), "") if len(found) == 1 else ""
+    if chosen:
+        lines = in_full(chosen, FAMILIES[chosen])
+        others = [name for name in found if name != chosen]
+        lines += [f"See also: {', '.join(others)}"] if others else []
+    elif found:
+        lines = preset_table(found, width or MAX_WIDTH)
+        general = [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
+        lines += ["", "for any model", *general] if not words else []
+        lines += ["", ABOUT_TABLE]
+    elif called in GENERAL_PRESETS:
+        lines = [f"{called}: {GENERAL_PRESETS[called]}"]
+    else:
+        hint = did_you_mean(called, [*FAMILIES, *GENERAL_PRESETS])
+        lines = [
+            f"no preset is for {' '.join(words)}{hint}",
+            "--preset smart takes any model by its structure; all presets: --list-presets",
+        ]
+    return "\n".join(itertools.chain(*(broken(line, width) or [""] for line in lines)))
+
+
+def plain(text: str) -> str:
+    """Reduce a text to what a search compares: letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def fits(words: Iterable[str], name: str, row: Family) -> bool:
+    """Tell whether each word is in something that is known of a preset.
+
+    A file's name is found by the beginnings of published names, too.
+    """
+    known = [plain(text) for text in (name, row.title, *row.variants, *row.known_as, *row.makes)]
+
+    def is_in(word: str) -> bool:
+        return any(
+            word in text or (len(text) >= LEAST_BEGINNING and word.startswith(text))
+            for text in known
+        )
+
+    return all(is_in(plain(word)) for word in words)
+
+
+def preset_table(rows: dict[str, Family], width: int) -> list[str]:
+    """Lay presets out, one on a line: by what they make, then by name."""
+
+    def place(one: tuple[str, Family]) -> tuple[int, str]:
+        return MADE.index(one[1].makes[0]), one[0]
+
+    cells = [
+        [
+            [name],
+            [row.title, *row.variants],
+            [*row.makes],
+            kept(row, EIGHT_BITS) or ["-"],
+            kept(row, "16-bit") or ["-"],
+        ]
+        for name, row in sorted(rows.items(), key=place)
+    ]
+    widths = column_widths(cells, width)
+    lines = [HEADINGS, *([*map(as_many_as_fit, line, widths)] for line in cells)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def column_widths(cells: list[list[list[str]]], width: int) -> list[int]:
+    """Give each column what it needs; where that is more than the line, the widest give way."""
+    columns = zip(HEADINGS, zip(*cells, strict=True), strict=True)
+    widths = [
+        max(len(heading), *(len(", ".join(cell)) for cell in column)) for heading, column in columns
+    ]
+    while sum(widths) + 2 * (len(widths) - 1) > width:
+        # Names of presets are typed, and stay whole.
+        widest = max(range(1, len(widths)), key=widths.__getitem__)
+        if widths[widest] <= LEAST_CELL:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def as_many_as_fit(items: list[str], width: int) -> str:
+    """Join items by commas; of those that do not fit into `width` their number is told."""
+    for count in range(len(items), 0, -1):
+        rest = f" +{len(items) - count}" if count < len(items) else ""
+        text = ", ".join(items[:count]) + rest
+        if len(text) <= width:
+            return text
+    return f"{items[0][: width - 2]}.."
+
+
+def kept(row: Family, precision: str) -> list[str]:
+    """Name in a few words what a preset keeps in a precision."""
+    return list(dict.fromkeys(keep.what for keep in row.keeps if keep.precision == precision))
+
+
+def in_full(name: str, row: Family) -> list[str]:
+    """Write all that a preset does, with a line for each choice and its reason in brackets."""
+    # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
+    runs = " then ".join(f"{block}.N" for block in itertools.chain(*row.blocks))
+    ends = f"the first and last {row.edge_blocks} blocks, and " if row.edge_blocks else ""
+    lines = [f"{name}: {row.title}, in {runs}; makes {' and '.join(row.makes)}"]
+    lines += [f"  variants: {', '.join(row.variants)}"] if row.variants else []
+    lines += [f"  known as: {', '.join(row.known_as)}"] if row.known_as else []
+    lines += [f"  16-bit  {ends}what is outside the blocks"]
+    lines += [f"  {keep.precision:7} {keep.layers}  ({keep.why})" for keep in row.keeps]
+    lines += ["  NVFP4   the other linear layers of the blocks"]
+    if row.full_precision:
+        lines += [f"  W4A8    {row.full_precision}  (of what else is NVFP4)"]
+    return [*lines, "", OPEN_TEXT, *BY_FORMATS]
 
 
 # ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table ─────────────────
@@ -6941,13 +7075,20 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     parser = ArgumentReader(
         "convert_nvfp4.py", DESCRIPTION, render_everyday(rows), NO_OPTIONS, usage=USAGE
     )
-    recipes = partial(render_recipes, called_beside("convert_nvfp4.py"))
+
+    def recipes(_: Sequence[str]) -> str:
+        return render_recipes(called_beside("convert_nvfp4.py"))
+
     answers = {
-        "--list-presets": (render_presets, "what each preset does, and why"),
-        "--list-recipes": (recipes, "the recipes that --recipe-file knows by name"),
+        "--list-presets": (
+            render_presets,
+            "the presets, or those that WORD finds; one alone is shown in full, with its reasons",
+            "WORD",
+        ),
+        "--list-recipes": (recipes, "the recipes that --recipe-file knows by name", ""),
     }
-    for flag, (render, text) in answers.items():
-        parser.add_argument(flag, action=PrintAndExit, render=render, help=text)
+    for flag, (render, text, words) in answers.items():
+        parser.add_argument(flag, action=PrintAndExit, render=render, help=text, metavar=words)
     groups = {"": parser}
     for row in rows:
         if row.group not in groups:
@@ -7264,359 +7405,6 @@ def sampling_of(model: Model) -> Sampling:
             "your own by --workflow"
         )
     return found
-
-
-# ── nvfp4/calibrate/client.py: Talk to a ComfyUI on this machine: requests over HTTP, and the event
-
-# The server is asked on this address alone.
-LOOPBACK = "127.0.0.1"
-# Seconds for an answer: the server answers between two steps, which may take long.
-LONGEST_REPLY = 120
-# Seconds after which events are given up waiting for, so that a dead server and Ctrl-C are noticed.
-PATIENCE = 0.5
-# Frames of the websocket: kinds, and the bit that says a frame is the message's last.
-TEXT, CLOSE, PING, PONG, LAST = 1, 8, 9, 10, 0x80
-# Bytes of a message; previews are left out, and events are small.
-MOST_BYTES = 64_000_000
-
-
-def free_port() -> int:
-    """Find a port of the loopback that nobody listens on."""
-    with socket.socket() as found:
-        found.bind((LOOPBACK, 0))
-        return found.getsockname()[1]
-
-
-def ask_server(port: int, path: str, data: object = None) -> dict:
-    """Send a request, and return its JSON: a POST where there is data, else a GET.
-
-    Raises OSError where nobody answers, and ConvertError where the answer is no success, with what
-    the server says.
-    """
-    server = http.client.HTTPConnection(LOOPBACK, port, timeout=LONGEST_REPLY)
-    try:
-        body = None if data is None else json.dumps(data).encode()
-        headers = {} if data is None else {"Content-Type": "application/json"}
-        server.request("GET" if data is None else "POST", path, body, headers)
-        reply = server.getresponse()
-        text = reply.read()
-    except http.client.HTTPException as error:
-        raise ConnectionError(str(error)) from error
-    finally:
-        server.close()
-    try:
-        answer = json.loads(text) if text else {}
-    except ValueError:
-        answer = {}
-    if reply.status != http.client.OK:
-        raise ConvertError(f"ComfyUI refused the workflow: {refusal(answer) or reply.reason}")
-    return answer
-
-
-def refusal(answer: dict) -> str:
-    """Write in one line why ComfyUI did not take a workflow: what is wrong at which nodes."""
-    told = [
-        f"{found.get('class_type', node)}: {error.get('message')}: {error.get('details')}"
-        for node, found in (answer.get("node_errors") or {}).items()
-        for error in found.get("errors", ())
-    ]
-    told = told or [str((answer.get("error") or {}).get("message", ""))]
-    return one_line("; ".join(told))
-
-
-class Events:
-    """Read the events that ComfyUI sends to one of its clients: its websocket, RFC 6455."""
-
-    def __init__(self, port: int, client: str):
-        """Connect. Raises OSError where the server does not speak it."""
-        self.connection = socket.create_connection((LOOPBACK, port), LONGEST_REPLY)
-        self.held = b""
-        key = base64.b64encode(os.urandom(16)).decode()
-        request = (
-            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n"
-            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        self.connection.sendall(request.encode())
-        while b"\r\n\r\n" not in self.held:
-            self.receive()
-        head, self.held = self.held.split(b"\r\n\r\n", 1)
-        if b" 101 " not in head.split(b"\r\n")[0]:
-            raise ConnectionError("ComfyUI did not open its websocket")
-        self.connection.settimeout(PATIENCE)
-
-    def receive(self) -> None:
-        """Take in what came. Raises TimeoutError if nothing did, OSError if nothing will."""
-        more = self.connection.recv(1 << 16)
-        if not more or len(self.held) > MOST_BYTES:
-            raise ConnectionError("ComfyUI closed its websocket")
-        self.held += more
-
-    def take(self) -> Iterator[dict]:
-        """Yield the events that are there, or that come within PATIENCE: none may have come."""
-        frame = self.next_frame()
-        if frame is None:
-            with contextlib.suppress(TimeoutError):
-                self.receive()
-            frame = self.next_frame()
-        while frame is not None:
-            kind, content = frame
-            if kind == TEXT:
-                yield json.loads(content)
-            elif kind == PING:
-                # What a client sends is masked; a mask of zeros changes nothing.
-                content = content[:125]
-                self.connection.sendall(
-                    bytes([LAST | PONG, LAST | len(content)]) + bytes(4) + content
-                )
-            elif kind == CLOSE:
-                raise ConnectionError("ComfyUI closed its websocket")
-            frame = self.next_frame()
-
-    def next_frame(self) -> tuple[int, bytes] | None:
-        """Cut a whole frame off what was received: its kind and content; None until it is there.
-
-        ComfyUI sends each message in one frame.
-        """
-        if len(self.held) < 2:
-            return None
-        size, begin = self.held[1] & 0x7F, 2
-        if size >= 126:
-            begin = 4 if size == 126 else 10
-            size = int.from_bytes(self.held[2:begin], "big")
-        if len(self.held) < begin or len(self.held) < begin + size:
-            return None
-        kind, content = self.held[0] & 0x0F, self.held[begin : begin + size]
-        self.held = self.held[begin + size :]
-        return kind, content
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
-
-
-# ── nvfp4/calibrate/running.py: Start a user's ComfyUI without a window, beside what it has and cha
-
-# The node pack, beside the script or around it, and the folder that brings its recorder alone: the
-# user's ComfyUI may have the pack as well, whose other nodes cannot be loaded twice.
-PACK, RECORDER_ALONE = "comfyui_nvfp4", "nvfp4_recorder"
-RECORDER_MODULE = f"""\
-from .{PACK} import node_classes
-
-NODE_CLASS_MAPPINGS = {{node.GET_SCHEMA().node_id: node for node in node_classes("record")}}
-"""
-# Seconds until a ComfyUI answers: with many custom nodes, from a slow disk, it takes minutes.
-LONGEST_START = 900
-# Seconds that it has after Ctrl-C to end the step it is in, and to write what was recorded, and
-# those in which a process ends whose connections broke.
-LONGEST_STEP, LONGEST_END = 120, 5
-# Bytes at the end of what ComfyUI prints that are searched for its reason to end.
-LOG_END = 20_000
-# What a traceback of Python begins with; its first line that is not indented is the exception's.
-TRACEBACK = "Traceback (most recent call last):"
-# What to do about some reasons, by what is in their lines; {python} is ComfyUI's.
-NO_CARD = "on a computer without a card that torch can use, give --comfyui-args=--cpu"
-REMEDIES = {
-    "No module named": " for {python}; run this with the Python that ComfyUI runs with",
-    "Torch not compiled with CUDA enabled": f"; {NO_CARD}",
-    "Found no NVIDIA driver": f"; {NO_CARD}",
-    "No CUDA GPUs are available": f"; {NO_CARD}",
-}
-
-
-def find_pack() -> Path | None:
-    """Find the folder of the node pack beside this program, or around it; None without one."""
-    places = (HERE / PACK, HERE)
-    return next((one for one in places if (one / "second_moments.py").is_file()), None)
-
-
-class RunningComfyUI:
-    """Run a ComfyUI on a free port of the loopback, as a context; `events` is its websocket.
-
-    Its output, temporary and user folders are in a folder that is deleted at the end; the models'
-    own folders are added to those that it looks in.
-    """
-
-    def __init__(self, comfyui: ComfyUI, models: dict[str, Sequence[Path]], arguments: str):
-        """Say what to run.
-
-        models: {kind of folder, as ComfyUI calls it: files that are to be found}. arguments: of the
-        user, as a shell would take them.
-        """
-        self.comfyui, self.models = comfyui, models
-        # A backslash is part of a path on Windows, and escapes nothing.
-        text = arguments.replace("\\", "\\\\") if os.name == "nt" else arguments
-        try:
-            self.arguments = shlex.split(text)
-        except ValueError as error:
-            raise ConvertError(f"--comfyui-args: {error}") from error
-        self.port, self.client = free_port(), uuid.uuid4().hex
-        self.events = None
-
-    def __enter__(self) -> RunningComfyUI:
-        """Start it; `wait_until_ready` follows."""
-        self.folder = Path(tempfile.mkdtemp(prefix="nvfp4_calibration_"))
-        self.log = self.folder / "comfyui.txt"
-        self.process = None
-        return self
-
-    def start(self, *, own_nodes_only: bool, images: Iterable[Path] | None = None) -> None:
-        """Start the process. Raises ConvertError where that fails.
-
-        own_nodes_only: load no custom nodes of the user's, which start slowly and are not needed.
-        images: files that LoadImage finds, by their `input_name`; None for ComfyUI's own folder.
-        """
-        pack = find_pack()
-        words = [
-            "--listen", LOOPBACK, "--port", self.port, "--disable-auto-launch",
-            "--user-directory", self.folder / "user", "--output-directory", self.folder / "output",
-            "--temp-directory", self.folder, "--database-url", "sqlite:///:memory:",
-            "--extra-model-paths-config", self.folder / "paths.yaml",
-        ]  # fmt: skip
-        if images is not None:
-            words += ["--input-directory", self.folder / "input"]
-        if own_nodes_only and pack:
-            words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", RECORDER_ALONE]
-        script = self.comfyui.folder / "main.py"
-        command = server_command(self.comfyui.python, script, *map(str, words), *self.arguments)
-        with translated(self.folder, "cannot prepare a folder for ComfyUI"):
-            self.fill_folder(pack, images or ())
-        try:
-            with self.log.open("wb") as log:
-                self.process = start_server(command, log, self.comfyui.folder)
-        except OSError as error:
-            raise ConvertError(f"{self.comfyui.python} cannot be started: {error}") from error
-
-    def fill_folder(self, pack: Path | None, images: Iterable[Path]) -> None:
-        """Put into its folder what ComfyUI is to find: the pack, images, and where models are."""
-        for name in ("user", "output", "input"):
-            (self.folder / name).mkdir()
-        for number, image in enumerate(images):
-            shutil.copyfile(image, self.folder / "input" / input_name(number, image))
-        # A linked file is looked for beside the link, under the link's name.
-        places = {
-            kind: "\n".join(dict.fromkeys(str(full_path(path).parent) for path in files))
-            for kind, files in self.models.items()
-            if files
-        }
-        if pack:
-            nodes = self.folder / "custom_nodes"
-            copy = nodes / RECORDER_ALONE / PACK
-            copy.mkdir(parents=True)
-            for file in pack.glob("*.py"):
-                shutil.copy(file, copy)
-            (copy.parent / "__init__.py").write_text(RECORDER_MODULE, encoding="utf-8")
-            places["custom_nodes"] = str(nodes)
-        # JSON is YAML, too. These folders come before ComfyUI's own.
-        text = json.dumps({"nvfp4_calibration": places | {"is_default": True}})
-        (self.folder / "paths.yaml").write_text(text, encoding="utf-8")
-
-    def wait_until_ready(self) -> dict[str, dict]:
-        """Wait until it answers, and return what nodes it has: its /object_info.
-
-        Raises ConvertError where it ends, or takes more than LONGEST_START.
-        """
-        until = time.monotonic() + LONGEST_START
-        while time.monotonic() < until:
-            self.check()
-            try:
-                info = ask_server(self.port, "/object_info")
-                self.events = Events(self.port, self.client)
-            except OSError:
-                time.sleep(PATIENCE)
-            else:
-                return info
-        raise ConvertError(f"ComfyUI did not answer within {LONGEST_START} seconds")
-
-    def check(self) -> None:
-        """Raise ConvertError if the process has ended."""
-        status = self.process.poll()
-        if status is not None:
-            said = reason_in(self.log.read_bytes()[-LOG_END:].decode(errors="replace"))
-            remedy = next((text for words, text in REMEDIES.items() if words in said), "")
-            said = f": {one_line(said)[:EXCERPT]}" if said else ""
-            remedy = remedy.format(python=self.comfyui.python)
-            raise ConvertError(f"ComfyUI ended with status {status}{said}{remedy}")
-
-    def queue(self, workflow: dict[str, dict]) -> Iterator[dict]:
-        """Run a workflow, and yield its events until it is done; {} where none came for a while.
-
-        Raises ConvertError with ComfyUI's own words where it is refused, or fails.
-        """
-        given = {"prompt": workflow, "client_id": self.client}
-        prompt = ask_server(self.port, "/prompt", given)["prompt_id"]
-        while True:
-            self.check()
-            for event in (*self.heard(), {}):
-                data = event.get("data") or {}
-                if data.get("prompt_id") not in (None, prompt):
-                    continue
-                kind = event.get("type")
-                if kind == "execution_error":
-                    raise ConvertError(failure(data))
-                if kind == "execution_interrupted":
-                    raise ConvertError("ComfyUI was told by somebody else to stop")
-                yield event
-                if kind == "execution_success":
-                    return
-
-    def heard(self) -> list[dict]:
-        """Return the events that came. Raises ConvertError where the connection is broken."""
-        try:
-            return [*self.events.take()]
-        except OSError as error:
-            # The process may take a moment to be gone, and then tells more.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(LONGEST_END)
-            self.check()
-            raise ConvertError(f"the connection to ComfyUI broke: {error}") from error
-
-    def interrupt(self) -> None:
-        """Have it stop sampling, and wait until it has, so that recordings are written.
-
-        It may have ended already, or not have begun to answer: then there is nothing to wait for.
-        """
-        until = time.monotonic() + LONGEST_STEP
-        with contextlib.suppress(OSError, ConvertError):
-            ask_server(self.port, "/interrupt", {})
-            while time.monotonic() < until and self.process.poll() is None:
-                if not ask_server(self.port, "/queue")["queue_running"]:
-                    return
-                time.sleep(PATIENCE)
-
-    def __exit__(self, *_: object) -> None:
-        """End it and all that it started, and delete its folder."""
-        if self.events:
-            self.events.close()
-        if self.process:
-            end_tree(self.process)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def reason_in(log: str) -> str:
-    """Return the line of a log that tells why its program ended; "" of an empty one.
-
-    That is the exception of the last traceback, whatever is printed behind it, else the last line.
-    """
-    _, _, behind = log.rpartition(TRACEBACK)
-    lines = behind.strip("\n").splitlines()
-    raised = (line for line in lines if line.strip() and not line.startswith(" "))
-    last = lines[-1:] if behind == log else []
-    return next(iter([*last, *raised]), "").strip()
-
-
-def input_name(number: int, image: Path) -> str:
-    """Name the copy of an image; two of them may have one name in two folders."""
-    return f"{number}{image.suffix}"
-
-
-def failure(data: dict) -> str:
-    """Write in one line what went wrong in a node, as ComfyUI tells it."""
-    lines = str(data.get("exception_message", "")).strip().splitlines() or ["no reason given"]
-    kind = str(data.get("exception_type", "")).rpartition(".")[2]
-    # A line that announces others says nothing without the first of them.
-    told = " ".join(map(str.strip, lines[: 1 + lines[0].endswith(":")]))
-    return one_line(f"ComfyUI: {data.get('node_type')}: {kind}: {told}")[:EXCERPT]
 
 
 # ── nvfp4/calibrate/shipped.py: Make the workflow that comes with the program for a model: the API 
@@ -8111,6 +7899,8 @@ TEXT_WAY = re.compile(
 TEXTS = ("text", "prompt", "string", "value", "clip_l", "clip_g", "t5xxl", "text_g", "text_l")
 SEEDS = ("seed", "noise_seed")
 RECORDER = "NVFP4CalibrationRecorder"
+# {what a loader gives: the node that records it, and that node's input for it}.
+RECORDERS = {"MODEL": (RECORDER, "model"), "CLIP": ("NVFP4EncoderRecorder", "clip")}
 
 
 def read_workflow(path: Path) -> Workflow:
@@ -8192,24 +7982,28 @@ def loaders_of(workflow: Workflow, path: Path) -> dict[str, str]:
 
 
 def put_recorders(
-    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+    workflow: Workflow,
+    places: dict[str, dict[str, object]],
+    info: dict[str, dict],
+    kind: str = "MODEL",
 ) -> list[str]:
     """Put a recorder behind each loader, in place, and return their ids.
 
-    places: {loader's id: inputs of its recorder}. Raises ConvertError for a node that gives no
-    model.
+    places: {loader's id: inputs of its recorder}; kind: a key of RECORDERS. Raises ConvertError for
+    a node that gives nothing of that kind.
     """
-    made = []
+    made, (recorder_class, link) = [], RECORDERS[kind]
     for loader, inputs in places.items():
         outputs = outputs_of(workflow[loader], info)
-        if "MODEL" not in outputs:
+        if kind not in outputs:
             raise ConvertError(f"--workflow: {workflow[loader]['class_type']} loads no model")
-        source, recorder = [loader, outputs.index("MODEL")], f"recorder of {loader}"
+        source = [loader, outputs.index(kind)]
+        recorder = f"recorder of {loader}" + f", {kind}" * (kind != "MODEL")
         for node in workflow.values():
             for name, from_node, place in links(node):
                 if [from_node, place] == source:
                     node["inputs"][name] = [recorder, 0]
-        workflow[recorder] = {"class_type": RECORDER, "inputs": {"model": source, **inputs}}
+        workflow[recorder] = {"class_type": recorder_class, "inputs": {link: source, **inputs}}
         made.append(recorder)
     return made
 
@@ -8325,152 +8119,6 @@ def with_prompt(
         if image and told["class_type"] == "LoadImage":
             inputs["image"] = image
     return made
-
-
-# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
-
-def percentile_key(percentile: float) -> str:
-    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
-
-    percentile: from 0 to 100; six significant digits of it count.
-    """
-    return f"p{percentile:g}".replace(".", "_")
-
-
-# ── nvfp4/logs/records.py: Hold what a log has, which lines count, and the summary ────────────────
-
-# The value of --format and --mode that leaves no line out; a format of this name could not be
-# chosen.
-ALL_LINES = "all"
-# What these options are when they are not given. The parser leaves them None, so that options which
-# mean nothing beside --summary can be told from defaults.
-LOG_DEFAULTS = {
-    "format": "nvfp4",
-    "mode": "dynamic",
-    "percentiles": (50.0, 90.0, 95.0, 99.0, 99.9),
-    "cfg_passes": 1,
-}
-# Significant digits of every number that is written; a summary that is read again agrees with it.
-DIGITS = 6
-
-
-@dataclass(slots=True, kw_only=True)
-class Log:
-    """Hold what became of the lines of one file.
-
-    path: as it was given. lines: complete ones; `used` are those that no other field counts.
-    malformed: lines that could not be read; shown: the first of them, as they are printed.
-    left_out: lines of a format or mode that was not chosen, counted by (format, mode).
-    """
-
-    path: Path
-    lines: int = 0
-    malformed: int = 0
-    # Calls whose input was all zeros, such as an empty prompt's: there is no scale to learn.
-    zeros: int = 0
-    shown: list[str] = field(default_factory=list)
-    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
-    # The last line has no end: ComfyUI may still be writing it.
-    incomplete: bool = False
-
-    @property
-    def used(self) -> int:
-        """Count the lines that were counted as calls: all but malformed, zero and left-out ones."""
-        return self.lines - self.malformed - self.zeros - sum(self.left_out.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineChoice:
-    """Hold which lines count, and how the calls of a layer are dealt out to the steps of a run.
-
-    format, mode: what lines must have, or ALL_LINES for any.
-    steps: of a run; 0 gathers no statistics by step.
-    passes: calls of a layer in one step, 2 with classifier-free guidance.
-    step_percentile: of each step, from 0 to 100; None for the highest of all percentiles.
-    """
-
-    format: str
-    mode: str
-    steps: int
-    passes: int
-    step_percentile: float | None = None
-
-    def takes(self, kind: str, mode: str) -> bool:
-        """Tell whether lines of this format and mode count.
-
-        kind: the first column, such as nvfp4; mode: the second one, such as dynamic. ALL_LINES as
-        the choice takes every one.
-        """
-        return self.format in (ALL_LINES, kind) and self.mode in (ALL_LINES, mode)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Criteria:
-    """What makes a layer sensitive: a column of at least its threshold, or cross-attention.
-
-    thresholds: {column of the summary: least value that flags a layer}; one that is reached is
-    enough. cross_attention: whether every block's cross-attention is listed, whatever its figures
-    are.
-    """
-
-    thresholds: dict[str, float]
-    cross_attention: bool
-
-    def __bool__(self) -> bool:
-        """Tell whether anything makes a layer sensitive; without criteria nothing is flagged."""
-        return bool(self.thresholds) or self.cross_attention
-
-    @property
-    def texts(self) -> list[str]:
-        """Say each threshold in words, as "scale_cv >= 0.16", and then cross-attention."""
-        limits = [f"{column} >= {limit:g}" for column, limit in self.thresholds.items()]
-        return limits + ["cross-attention"] * self.cross_attention
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSummary:
-    """Hold statistics of every layer, as they are written and read again.
-
-    model: the name of what was recorded, for titles; "" if it is not known.
-    format, mode: of the lines that counted. percentiles: ascending, from 0 to 100.
-    rows: one dict a layer, in natural order: `layer`, `count`, and columns such as scale_p99_9.
-    steps: one dict a layer and step, if they were asked for.
-    notes: lines to print, which are not written.
-    """
-
-    format: str
-    mode: str
-    percentiles: tuple[float, ...]
-    rows: list[dict]
-    steps: list[dict]
-    notes: list[str]
-    model: str = ""
-
-    @property
-    def highest(self) -> str:
-        """Name the column of the highest percentile, such as "scale_p99_9".
-
-        It stands for the scale that a layer needs where nearly nothing may clip, in tables and
-        plots.
-        """
-        return f"scale_{percentile_key(self.percentiles[-1])}"
-
-    @property
-    def measured(self) -> str:
-        """Say how much was measured: "182 layers, 1,280 calls each"."""
-        calls = [row["count"] for row in self.rows if row.get("count")]
-        least, most = min(calls, default=0), max(calls, default=0)
-        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        return in_number(len(self.rows), f"layers, {each} calls each")
-
-
-def rounded(value: float | None) -> float | None:
-    """Round a figure to the six significant digits that are written; None stays None.
-
-    Everything that is computed from rounded figures, such as scale_cv, comes out the same from a
-    log and from the summary that was written of it.
-    """
-    return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
 # ── nvfp4/names.py: Tell what the names of layers say: their kind, their order, whether a list can 
@@ -14811,6 +14459,556 @@ def check_recording(recording: dict[str, Recorded], model: Model) -> None:
         )
 
 
+# ── nvfp4/calibrate/encoders.py: Record text encoders in the run that records a model: --record-enc
+
+def put_encoder_recorders(
+    workflow: Workflow, samplers: list[str], inputs: dict[str, object], info: dict[str, dict]
+) -> None:
+    """Put a recorder behind each node that loads text encoders for the samplers, in place.
+
+    inputs: those of a recorder, beside the CLIP. Raises ConvertError where no node loads one.
+    """
+    needed = behind(workflow, samplers)
+    loaders = [
+        node
+        for node in workflow
+        if node in needed
+        and "CLIP" in outputs_of(workflow[node], info)
+        and not any(
+            type_of(workflow[origin], place, info) == "CLIP"
+            for _, origin, place in links(workflow[node])
+        )
+    ]
+    if not loaders:
+        raise ConvertError("--record-encoder: the workflow loads no text encoder")
+    put_recorders(workflow, dict.fromkeys(loaders, inputs), info, "CLIP")
+
+
+def encoder_recordings_in(folder: Path) -> dict[Path, int]:
+    """Find the recordings of text encoders in a folder, and when each was written."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with opened(path) as file:
+                _, metadata = parse_header(path, file)
+        except ConvertError:
+            continue
+        if metadata.get("encoder"):
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def file_of_recording(recording: Path, encoders: Iterable[Path]) -> Path | None:
+    """Find which of several encoders' files a recording is of, by its layers; None for none."""
+    layers = read_recording(recording)
+    for path in encoders:
+        try:
+            check_recording(layers, open_model(path))
+        except ConvertError:
+            continue
+        return path
+    return None
+
+
+# ── nvfp4/calibrate/client.py: Talk to a ComfyUI on this machine: requests over HTTP, and the event
+
+# The server is asked on this address alone.
+LOOPBACK = "127.0.0.1"
+# Seconds for an answer: the server answers between two steps, which may take long.
+LONGEST_REPLY = 120
+# Seconds after which events are given up waiting for, so that a dead server and Ctrl-C are noticed.
+PATIENCE = 0.5
+# Frames of the websocket: kinds, and the bit that says a frame is the message's last.
+TEXT, CLOSE, PING, PONG, LAST = 1, 8, 9, 10, 0x80
+# Bytes of a message; previews are left out, and events are small.
+MOST_BYTES = 64_000_000
+
+
+def free_port() -> int:
+    """Find a port of the loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind((LOOPBACK, 0))
+        return found.getsockname()[1]
+
+
+def ask_server(port: int, path: str, data: object = None) -> dict:
+    """Send a request, and return its JSON: a POST where there is data, else a GET.
+
+    Raises OSError where nobody answers, and ConvertError where the answer is no success, with what
+    the server says.
+    """
+    server = http.client.HTTPConnection(LOOPBACK, port, timeout=LONGEST_REPLY)
+    try:
+        body = None if data is None else json.dumps(data).encode()
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        server.request("GET" if data is None else "POST", path, body, headers)
+        reply = server.getresponse()
+        text = reply.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        server.close()
+    try:
+        answer = json.loads(text) if text else {}
+    except ValueError:
+        answer = {}
+    if reply.status != http.client.OK:
+        raise ConvertError(f"ComfyUI refused the workflow: {refusal(answer) or reply.reason}")
+    return answer
+
+
+def refusal(answer: dict) -> str:
+    """Write in one line why ComfyUI did not take a workflow: what is wrong at which nodes."""
+    told = [
+        f"{found.get('class_type', node)}: {error.get('message')}: {error.get('details')}"
+        for node, found in (answer.get("node_errors") or {}).items()
+        for error in found.get("errors", ())
+    ]
+    told = told or [str((answer.get("error") or {}).get("message", ""))]
+    return one_line("; ".join(told))
+
+
+class Events:
+    """Read the events that ComfyUI sends to one of its clients: its websocket, RFC 6455."""
+
+    def __init__(self, port: int, client: str):
+        """Connect. Raises OSError where the server does not speak it."""
+        self.connection = socket.create_connection((LOOPBACK, port), LONGEST_REPLY)
+        self.held = b""
+        key = base64.b64encode(os.urandom(16)).decode()
+        request = (
+            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        self.connection.sendall(request.encode())
+        while b"\r\n\r\n" not in self.held:
+            self.receive()
+        head, self.held = self.held.split(b"\r\n\r\n", 1)
+        if b" 101 " not in head.split(b"\r\n")[0]:
+            raise ConnectionError("ComfyUI did not open its websocket")
+        self.connection.settimeout(PATIENCE)
+
+    def receive(self) -> None:
+        """Take in what came. Raises TimeoutError if nothing did, OSError if nothing will."""
+        more = self.connection.recv(1 << 16)
+        if not more or len(self.held) > MOST_BYTES:
+            raise ConnectionError("ComfyUI closed its websocket")
+        self.held += more
+
+    def take(self) -> Iterator[dict]:
+        """Yield the events that are there, or that come within PATIENCE: none may have come."""
+        frame = self.next_frame()
+        if frame is None:
+            with contextlib.suppress(TimeoutError):
+                self.receive()
+            frame = self.next_frame()
+        while frame is not None:
+            kind, content = frame
+            if kind == TEXT:
+                yield json.loads(content)
+            elif kind == PING:
+                # What a client sends is masked; a mask of zeros changes nothing.
+                content = content[:125]
+                self.connection.sendall(
+                    bytes([LAST | PONG, LAST | len(content)]) + bytes(4) + content
+                )
+            elif kind == CLOSE:
+                raise ConnectionError("ComfyUI closed its websocket")
+            frame = self.next_frame()
+
+    def next_frame(self) -> tuple[int, bytes] | None:
+        """Cut a whole frame off what was received: its kind and content; None until it is there.
+
+        ComfyUI sends each message in one frame.
+        """
+        if len(self.held) < 2:
+            return None
+        size, begin = self.held[1] & 0x7F, 2
+        if size >= 126:
+            begin = 4 if size == 126 else 10
+            size = int.from_bytes(self.held[2:begin], "big")
+        if len(self.held) < begin or len(self.held) < begin + size:
+            return None
+        kind, content = self.held[0] & 0x0F, self.held[begin : begin + size]
+        self.held = self.held[begin + size :]
+        return kind, content
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+# ── nvfp4/calibrate/running.py: Start a user's ComfyUI without a window, beside what it has and cha
+
+# The node pack, beside the script or around it, and the folder that brings its recorder alone: the
+# user's ComfyUI may have the pack as well, whose other nodes cannot be loaded twice.
+PACK, RECORDER_ALONE = "comfyui_nvfp4", "nvfp4_recorder"
+RECORDER_MODULE = f"""\
+from .{PACK} import node_classes
+
+NODE_CLASS_MAPPINGS = {{node.GET_SCHEMA().node_id: node for node in node_classes("record")}}
+"""
+# Seconds until a ComfyUI answers: with many custom nodes, from a slow disk, it takes minutes.
+LONGEST_START = 900
+# Seconds that it has after Ctrl-C to end the step it is in, and to write what was recorded, and
+# those in which a process ends whose connections broke.
+LONGEST_STEP, LONGEST_END = 120, 5
+# Bytes at the end of what ComfyUI prints that are searched for its reason to end.
+LOG_END = 20_000
+# What a traceback of Python begins with; its first line that is not indented is the exception's.
+TRACEBACK = "Traceback (most recent call last):"
+# What to do about some reasons, by what is in their lines; {python} is ComfyUI's.
+NO_CARD = "on a computer without a card that torch can use, give --comfyui-args=--cpu"
+REMEDIES = {
+    "No module named": " for {python}; run this with the Python that ComfyUI runs with",
+    "Torch not compiled with CUDA enabled": f"; {NO_CARD}",
+    "Found no NVIDIA driver": f"; {NO_CARD}",
+    "No CUDA GPUs are available": f"; {NO_CARD}",
+}
+
+
+def find_pack() -> Path | None:
+    """Find the folder of the node pack beside this program, or around it; None without one."""
+    places = (HERE / PACK, HERE)
+    return next((one for one in places if (one / "second_moments.py").is_file()), None)
+
+
+class RunningComfyUI:
+    """Run a ComfyUI on a free port of the loopback, as a context; `events` is its websocket.
+
+    Its output, temporary and user folders are in a folder that is deleted at the end; the models'
+    own folders are added to those that it looks in.
+    """
+
+    def __init__(self, comfyui: ComfyUI, models: dict[str, Sequence[Path]], arguments: str):
+        """Say what to run.
+
+        models: {kind of folder, as ComfyUI calls it: files that are to be found}. arguments: of the
+        user, as a shell would take them.
+        """
+        self.comfyui, self.models = comfyui, models
+        # A backslash is part of a path on Windows, and escapes nothing.
+        text = arguments.replace("\\", "\\\\") if os.name == "nt" else arguments
+        try:
+            self.arguments = shlex.split(text)
+        except ValueError as error:
+            raise ConvertError(f"--comfyui-args: {error}") from error
+        self.port, self.client = free_port(), uuid.uuid4().hex
+        self.events = None
+
+    def __enter__(self) -> RunningComfyUI:
+        """Start it; `wait_until_ready` follows."""
+        self.folder = Path(tempfile.mkdtemp(prefix="nvfp4_calibration_"))
+        self.log = self.folder / "comfyui.txt"
+        self.process = None
+        return self
+
+    def start(self, *, own_nodes_only: bool, images: Iterable[Path] | None = None) -> None:
+        """Start the process. Raises ConvertError where that fails.
+
+        own_nodes_only: load no custom nodes of the user's, which start slowly and are not needed.
+        images: files that LoadImage finds, by their `input_name`; None for ComfyUI's own folder.
+        """
+        pack = find_pack()
+        words = [
+            "--listen", LOOPBACK, "--port", self.port, "--disable-auto-launch",
+            "--user-directory", self.folder / "user", "--output-directory", self.folder / "output",
+            "--temp-directory", self.folder, "--database-url", "sqlite:///:memory:",
+            "--extra-model-paths-config", self.folder / "paths.yaml",
+        ]  # fmt: skip
+        if images is not None:
+            words += ["--input-directory", self.folder / "input"]
+        if own_nodes_only and pack:
+            words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", RECORDER_ALONE]
+        script = self.comfyui.folder / "main.py"
+        command = server_command(self.comfyui.python, script, *map(str, words), *self.arguments)
+        with translated(self.folder, "cannot prepare a folder for ComfyUI"):
+            self.fill_folder(pack, images or ())
+        try:
+            with self.log.open("wb") as log:
+                self.process = start_server(command, log, self.comfyui.folder)
+        except OSError as error:
+            raise ConvertError(f"{self.comfyui.python} cannot be started: {error}") from error
+
+    def fill_folder(self, pack: Path | None, images: Iterable[Path]) -> None:
+        """Put into its folder what ComfyUI is to find: the pack, images, and where models are."""
+        for name in ("user", "output", "input"):
+            (self.folder / name).mkdir()
+        for number, image in enumerate(images):
+            shutil.copyfile(image, self.folder / "input" / input_name(number, image))
+        # A linked file is looked for beside the link, under the link's name.
+        places = {
+            kind: "\n".join(dict.fromkeys(str(full_path(path).parent) for path in files))
+            for kind, files in self.models.items()
+            if files
+        }
+        if pack:
+            nodes = self.folder / "custom_nodes"
+            copy = nodes / RECORDER_ALONE / PACK
+            copy.mkdir(parents=True)
+            for file in pack.glob("*.py"):
+                shutil.copy(file, copy)
+            (copy.parent / "__init__.py").write_text(RECORDER_MODULE, encoding="utf-8")
+            places["custom_nodes"] = str(nodes)
+        # JSON is YAML, too. These folders come before ComfyUI's own.
+        text = json.dumps({"nvfp4_calibration": places | {"is_default": True}})
+        (self.folder / "paths.yaml").write_text(text, encoding="utf-8")
+
+    def wait_until_ready(self) -> dict[str, dict]:
+        """Wait until it answers, and return what nodes it has: its /object_info.
+
+        Raises ConvertError where it ends, or takes more than LONGEST_START.
+        """
+        until = time.monotonic() + LONGEST_START
+        while time.monotonic() < until:
+            self.check()
+            try:
+                info = ask_server(self.port, "/object_info")
+                self.events = Events(self.port, self.client)
+            except OSError:
+                time.sleep(PATIENCE)
+            else:
+                return info
+        raise ConvertError(f"ComfyUI did not answer within {LONGEST_START} seconds")
+
+    def check(self) -> None:
+        """Raise ConvertError if the process has ended."""
+        status = self.process.poll()
+        if status is not None:
+            said = reason_in(self.log.read_bytes()[-LOG_END:].decode(errors="replace"))
+            remedy = next((text for words, text in REMEDIES.items() if words in said), "")
+            said = f": {one_line(said)[:EXCERPT]}" if said else ""
+            remedy = remedy.format(python=self.comfyui.python)
+            raise ConvertError(f"ComfyUI ended with status {status}{said}{remedy}")
+
+    def queue(self, workflow: dict[str, dict]) -> Iterator[dict]:
+        """Run a workflow, and yield its events until it is done; {} where none came for a while.
+
+        Raises ConvertError with ComfyUI's own words where it is refused, or fails.
+        """
+        given = {"prompt": workflow, "client_id": self.client}
+        prompt = ask_server(self.port, "/prompt", given)["prompt_id"]
+        while True:
+            self.check()
+            for event in (*self.heard(), {}):
+                data = event.get("data") or {}
+                if data.get("prompt_id") not in (None, prompt):
+                    continue
+                kind = event.get("type")
+                if kind == "execution_error":
+                    raise ConvertError(failure(data))
+                if kind == "execution_interrupted":
+                    raise ConvertError("ComfyUI was told by somebody else to stop")
+                yield event
+                if kind == "execution_success":
+                    return
+
+    def heard(self) -> list[dict]:
+        """Return the events that came. Raises ConvertError where the connection is broken."""
+        try:
+            return [*self.events.take()]
+        except OSError as error:
+            # The process may take a moment to be gone, and then tells more.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(LONGEST_END)
+            self.check()
+            raise ConvertError(f"the connection to ComfyUI broke: {error}") from error
+
+    def interrupt(self) -> None:
+        """Have it stop sampling, and wait until it has, so that recordings are written.
+
+        It may have ended already, or not have begun to answer: then there is nothing to wait for.
+        """
+        until = time.monotonic() + LONGEST_STEP
+        with contextlib.suppress(OSError, ConvertError):
+            ask_server(self.port, "/interrupt", {})
+            while time.monotonic() < until and self.process.poll() is None:
+                if not ask_server(self.port, "/queue")["queue_running"]:
+                    return
+                time.sleep(PATIENCE)
+
+    def __exit__(self, *_: object) -> None:
+        """End it and all that it started, and delete its folder."""
+        if self.events:
+            self.events.close()
+        if self.process:
+            end_tree(self.process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def reason_in(log: str) -> str:
+    """Return the line of a log that tells why its program ended; "" of an empty one.
+
+    That is the exception of the last traceback, whatever is printed behind it, else the last line.
+    """
+    _, _, behind = log.rpartition(TRACEBACK)
+    lines = behind.strip("\n").splitlines()
+    raised = (line for line in lines if line.strip() and not line.startswith(" "))
+    last = lines[-1:] if behind == log else []
+    return next(iter([*last, *raised]), "").strip()
+
+
+def input_name(number: int, image: Path) -> str:
+    """Name the copy of an image; two of them may have one name in two folders."""
+    return f"{number}{image.suffix}"
+
+
+def failure(data: dict) -> str:
+    """Write in one line what went wrong in a node, as ComfyUI tells it."""
+    lines = str(data.get("exception_message", "")).strip().splitlines() or ["no reason given"]
+    kind = str(data.get("exception_type", "")).rpartition(".")[2]
+    # A line that announces others says nothing without the first of them.
+    told = " ".join(map(str.strip, lines[: 1 + lines[0].endswith(":")]))
+    return one_line(f"ComfyUI: {data.get('node_type')}: {kind}: {told}")[:EXCERPT]
+
+
+# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
+
+def percentile_key(percentile: float) -> str:
+    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
+
+    percentile: from 0 to 100; six significant digits of it count.
+    """
+    return f"p{percentile:g}".replace(".", "_")
+
+
+# ── nvfp4/logs/records.py: Hold what a log has, which lines count, and the summary ────────────────
+
+# The value of --format and --mode that leaves no line out; a format of this name could not be
+# chosen.
+ALL_LINES = "all"
+# What these options are when they are not given. The parser leaves them None, so that options which
+# mean nothing beside --summary can be told from defaults.
+LOG_DEFAULTS = {
+    "format": "nvfp4",
+    "mode": "dynamic",
+    "percentiles": (50.0, 90.0, 95.0, 99.0, 99.9),
+    "cfg_passes": 1,
+}
+# Significant digits of every number that is written; a summary that is read again agrees with it.
+DIGITS = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class Log:
+    """Hold what became of the lines of one file.
+
+    path: as it was given. lines: complete ones; `used` are those that no other field counts.
+    malformed: lines that could not be read; shown: the first of them, as they are printed.
+    left_out: lines of a format or mode that was not chosen, counted by (format, mode).
+    """
+
+    path: Path
+    lines: int = 0
+    malformed: int = 0
+    # Calls whose input was all zeros, such as an empty prompt's: there is no scale to learn.
+    zeros: int = 0
+    shown: list[str] = field(default_factory=list)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    # The last line has no end: ComfyUI may still be writing it.
+    incomplete: bool = False
+
+    @property
+    def used(self) -> int:
+        """Count the lines that were counted as calls: all but malformed, zero and left-out ones."""
+        return self.lines - self.malformed - self.zeros - sum(self.left_out.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineChoice:
+    """Hold which lines count, and how the calls of a layer are dealt out to the steps of a run.
+
+    format, mode: what lines must have, or ALL_LINES for any.
+    steps: of a run; 0 gathers no statistics by step.
+    passes: calls of a layer in one step, 2 with classifier-free guidance.
+    step_percentile: of each step, from 0 to 100; None for the highest of all percentiles.
+    """
+
+    format: str
+    mode: str
+    steps: int
+    passes: int
+    step_percentile: float | None = None
+
+    def takes(self, kind: str, mode: str) -> bool:
+        """Tell whether lines of this format and mode count.
+
+        kind: the first column, such as nvfp4; mode: the second one, such as dynamic. ALL_LINES as
+        the choice takes every one.
+        """
+        return self.format in (ALL_LINES, kind) and self.mode in (ALL_LINES, mode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criteria:
+    """What makes a layer sensitive: a column of at least its threshold, or cross-attention.
+
+    thresholds: {column of the summary: least value that flags a layer}; one that is reached is
+    enough. cross_attention: whether every block's cross-attention is listed, whatever its figures
+    are.
+    """
+
+    thresholds: dict[str, float]
+    cross_attention: bool
+
+    def __bool__(self) -> bool:
+        """Tell whether anything makes a layer sensitive; without criteria nothing is flagged."""
+        return bool(self.thresholds) or self.cross_attention
+
+    @property
+    def texts(self) -> list[str]:
+        """Say each threshold in words, as "scale_cv >= 0.16", and then cross-attention."""
+        limits = [f"{column} >= {limit:g}" for column, limit in self.thresholds.items()]
+        return limits + ["cross-attention"] * self.cross_attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSummary:
+    """Hold statistics of every layer, as they are written and read again.
+
+    model: the name of what was recorded, for titles; "" if it is not known.
+    format, mode: of the lines that counted. percentiles: ascending, from 0 to 100.
+    rows: one dict a layer, in natural order: `layer`, `count`, and columns such as scale_p99_9.
+    steps: one dict a layer and step, if they were asked for.
+    notes: lines to print, which are not written.
+    """
+
+    format: str
+    mode: str
+    percentiles: tuple[float, ...]
+    rows: list[dict]
+    steps: list[dict]
+    notes: list[str]
+    model: str = ""
+
+    @property
+    def highest(self) -> str:
+        """Name the column of the highest percentile, such as "scale_p99_9".
+
+        It stands for the scale that a layer needs where nearly nothing may clip, in tables and
+        plots.
+        """
+        return f"scale_{percentile_key(self.percentiles[-1])}"
+
+    @property
+    def measured(self) -> str:
+        """Say how much was measured: "182 layers, 1,280 calls each"."""
+        calls = [row["count"] for row in self.rows if row.get("count")]
+        least, most = min(calls, default=0), max(calls, default=0)
+        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        return in_number(len(self.rows), f"layers, {each} calls each")
+
+
+def rounded(value: float | None) -> float | None:
+    """Round a figure to the six significant digits that are written; None stays None.
+
+    Everything that is computed from rounded figures, such as scale_cv, comes out the same from a
+    log and from the summary that was written of it.
+    """
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
 # ── nvfp4/logs/statistics.py: Count values in bounded memory; compute moments and percentiles ─────
 
 # Numbers that a layer collects before they are counted: a scale and an amax for each of 2,048
@@ -15734,15 +15932,20 @@ class OwnRecording:
 
     def inputs(self, second_moments: str) -> dict[str, object]:
         """Make the inputs of the recorder's node, beside the model."""
-        return {
-            "enabled": True,
-            "name": self.name,
-            "folder": str(self.folder.resolve()),
-            "layers": "",
-            "tokens": 256,
-            "second_moments": second_moments,
-            "widest": 8192,
-        }
+        return recorder_inputs(self.name, self.folder, second_moments)
+
+
+def recorder_inputs(name: str, folder: Path, second_moments: str) -> dict[str, object]:
+    """Make the inputs of a recorder's node, beside what it records."""
+    return {
+        "enabled": True,
+        "name": name,
+        "folder": str(folder.resolve()),
+        "layers": "",
+        "tokens": 256,
+        "second_moments": second_moments,
+        "widest": 8192,
+    }
 
 
 def run_calibration(task: CalibrationRun) -> int:
@@ -15781,12 +15984,13 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     places = places_of(workflow, recorded, task)
     with translated(task.results, "cannot make the folder"):
         task.results.mkdir(parents=True, exist_ok=True)
-    older = [one for one in recorded if exists(one.statistics)]
+    older = [one.statistics for one in recorded if exists(one.statistics)]
+    before = encoder_recordings_in(task.results) if task.record_encoder else {}
     began = time.monotonic()
     with RunningComfyUI(comfyui, folders_of(task), task.comfyui_args) as running:
         try:
             info = started(running, task)
-            sample_all(running, prepared(workflow, places, info), prompts, task)
+            sample_all(running, prepared(workflow, places, info, task), prompts, task)
             phase(f"ending {comfyui.title}", quiet=task.quiet)
         except ConvertError as error:
             kept = keep_log(running, recorded[0])
@@ -15799,7 +16003,13 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     yield f"{in_number(len(prompts), 'prompts')} sampled in {duration(time.monotonic() - began)}"
     for one in recorded:
         yield from result_lines(one)
-    yield from (f"note: {one.statistics} was there already, and was added to" for one in older)
+    if task.record_encoder:
+        after = encoder_recordings_in(task.results)
+        made = [path for path, when in after.items() if when != before.get(path)]
+        for path in made:
+            yield from encoder_lines(path, task)
+        older += [path for path in made if path in before]
+    yield from (f"note: {one} was there already, and was added to" for one in older)
 
 
 def comfyui_of(task: CalibrationRun) -> ComfyUI:
@@ -15838,6 +16048,9 @@ def refuse_files(task: CalibrationRun, recorded: list[OwnRecording]) -> None:
             problems.append(f"{path}: no such file")
     if len({one.name for one in recorded}) < len(recorded):
         problems.append("--low-noise: both halves have one name; rename one of them")
+    is_alone = task.record_encoder and len(task.text_encoder) == 1
+    if is_alone and encoder_name(task) == recorded[0].name:
+        problems.append("--record-encoder: model and encoder have one name; rename one of them")
     if task.calibrate.suffix.lower() == ".gguf" and not task.workflow:
         problems.append("a GGUF needs your own workflow: give --workflow FILE")
     if problems:
@@ -15900,11 +16113,17 @@ class Prepared:
 
 
 def prepared(
-    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+    workflow: Workflow,
+    places: dict[str, dict[str, object]],
+    info: dict[str, dict],
+    task: CalibrationRun,
 ) -> Prepared:
     """Put recorders in, and cut the workflow to its samplers. Raises ConvertError."""
     recorders = put_recorders(workflow, places, info)
     samplers = samplers_behind(workflow, recorders, info)
+    if task.record_encoder:
+        inputs = recorder_inputs(encoder_name(task), task.results, task.second_moments)
+        put_encoder_recorders(workflow, samplers, inputs, info)
     workflow = cut_to_samplers(workflow, samplers, info)
     return Prepared(workflow=workflow, samplers=samplers, places=prompt_places(workflow, samplers))
 
@@ -15971,11 +16190,37 @@ def result_lines(recorded: OwnRecording) -> Iterator[str]:
     """Tell what was recorded of a model: its most variable layers, files, and what to type next."""
     yield from most_variable(recorded.statistics)
     yield ""
-    yield f"written: {recorded.log}"
-    yield f"written: {recorded.statistics}"
-    words = f"{called_beside('convert_nvfp4.py')} {as_word(recorded.model)}"
-    statistics = as_word(recorded.statistics)
-    yield f"next: {words} --activation-stats {statistics} --input-scale-policy headroom"
+    yield from written_lines(recorded.statistics, recorded.model, " --input-scale-policy headroom")
+
+
+def written_lines(statistics: Path, model: Path | str, further: str = "") -> Iterator[str]:
+    """Name the files of a recording, and what to type to convert its model; further: options."""
+    yield f"written: {statistics.with_suffix('.log')}"
+    yield f"written: {statistics}"
+    words = f"{called_beside('convert_nvfp4.py')} {as_word(model)}"
+    yield f"next: {words} --activation-stats {as_word(statistics)}{further}"
+
+
+def encoder_name(task: CalibrationRun) -> str:
+    """Name what is recorded of encoders: by the one's file, or by the model before each's own.
+
+    A workflow tells its files itself: "".
+    """
+    if task.workflow:
+        return ""
+    one = [*task.text_encoder, task.calibrate][0 if len(task.text_encoder) == 1 else -1]
+    return NOT_IN_NAMES.sub("_", one.stem)
+
+
+def encoder_lines(statistics: Path, task: CalibrationRun) -> Iterator[str]:
+    """Tell what was recorded of an encoder: its size, files, and what to type next.
+
+    Encoders take no input scales, of which a table would tell.
+    """
+    yield ""
+    yield next(most_variable(statistics))
+    encoder = file_of_recording(statistics, task.text_encoder) or "TEXT_ENCODER"
+    yield from written_lines(statistics, encoder)
 
 
 from collections.abc import Container, Set

@@ -54,15 +54,21 @@ def called_beside(script: str) -> str:
 
 
 class PrintAndExit(argparse.Action):
-    """Print a text, which is made only where it is asked for, and end the process with 0."""
+    """Print a text, which is made only where it is asked for, and end the process with 0.
 
-    def __init__(self, render: Callable[[], str], **facts: object):
-        super().__init__(nargs=0, default=argparse.SUPPRESS, **facts)
+    render: makes it of the words behind the option, which it takes where it has a metavar.
+    """
+
+    def __init__(self, render: Callable[[Sequence[str]], str], metavar: str = "", **facts: object):
+        nargs = "*" if metavar else 0
+        super().__init__(nargs=nargs, metavar=metavar, default=argparse.SUPPRESS, **facts)
         self.render = render
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, words: Sequence[str], *_: object
+    ) -> NoReturn:
         """Do so: argparse calls this where the option stands."""
-        parser.tell(self.render())
+        parser.tell(self.render(words))
         parser.exit()
 
 

@@ -1,4 +1,4 @@
-"""The text of `--help` before the options, of `-h`, and of `--list-presets`.
+"""The text of `--help` before the options, and of `-h`.
 
 The help's text for each option stands in its row of `options.table`. What is said here of the order
 of decisions is held against the code by people alone: whoever changes `plan.rules` changes it, too.
@@ -6,10 +6,8 @@ of decisions is held against the code by people alone: whoever changes `plan.rul
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 
-from nvfp4.families import FAMILIES, GENERAL_PRESETS
 from nvfp4.options import Option
 
 # Lines are at most 100 characters, as argparse prints them unchanged.
@@ -61,19 +59,6 @@ All options: %(prog)s --help. Pages: docs/README.md of the repository"""
 # Columns of an option and its value in `-h`.
 EVERYDAY_WIDTH = 22
 
-# Which layers outside the blocks are not settled.
-OPEN_TEXT = (
-    "--target-size and --target-ratio may lower layers outside the blocks that the text alone goes "
-    "through; errors of the others are in every token."
-)
-# How --formats, --card and --sensitive-as change what rows of families say.
-BY_FORMATS = (
-    "8-bit is INT8, or FP8 where --formats has no int8; NVFP4 is W4A8 or the next larger one where "
-    "--formats or --card has no nvfp4.",
-    "W4A8 is INT8 where --formats has no w4a8, else NVFP4 with 16-bit matmul (W4A16), as with "
-    "--sensitive-as w4a16.",
-)
-
 
 def render_everyday(rows: Iterable[Option]) -> str:
     """Write what `-h` prints: a line for each row that is everyday, and where the rest is."""
@@ -85,25 +70,3 @@ def render_everyday(rows: Iterable[Option]) -> str:
             shown = f"{row.flag} {value}" if row.group else row.flag
             lines.append(f"  {shown:{EVERYDAY_WIDTH}}  {row.everyday}")
     return "\n".join([*lines, EVERYDAY_TAIL])
-
-
-def render_presets() -> str:
-    """Write what `--list-presets` prints: each family's row, then the presets for any model.
-
-    A family has a line for each choice its preset makes, with the reason in brackets. Returns the
-    text without a line break at its end.
-    """
-    lines = []
-    for name, family in FAMILIES.items():
-        # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
-        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
-        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
-        lines += [f"{name}: {family.title}, in {runs}"]
-        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
-        for keep in family.keeps:
-            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
-        lines += ["  NVFP4   the other linear layers of the blocks"]
-        if family.full_precision:
-            lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]
-    lines += [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
-    return "\n".join([*lines, OPEN_TEXT, *BY_FORMATS])

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING
-from functools import partial
 from pathlib import Path
 
 from nvfp4.cli.arguments import ArgumentReader, PrintAndExit, called_beside
-from nvfp4.cli.description import DESCRIPTION, render_everyday, render_presets
+from nvfp4.cli.description import DESCRIPTION, render_everyday
+from nvfp4.cli.presets import render_presets
 from nvfp4.errors import DASHES, ConvertError
 from nvfp4.options import (
     OPTIONS,
@@ -60,13 +60,20 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     parser = ArgumentReader(
         "convert_nvfp4.py", DESCRIPTION, render_everyday(rows), NO_OPTIONS, usage=USAGE
     )
-    recipes = partial(render_recipes, called_beside("convert_nvfp4.py"))
+
+    def recipes(_: Sequence[str]) -> str:
+        return render_recipes(called_beside("convert_nvfp4.py"))
+
     answers = {
-        "--list-presets": (render_presets, "what each preset does, and why"),
-        "--list-recipes": (recipes, "the recipes that --recipe-file knows by name"),
+        "--list-presets": (
+            render_presets,
+            "the presets, or those that WORD finds; one alone is shown in full, with its reasons",
+            "WORD",
+        ),
+        "--list-recipes": (recipes, "the recipes that --recipe-file knows by name", ""),
     }
-    for flag, (render, text) in answers.items():
-        parser.add_argument(flag, action=PrintAndExit, render=render, help=text)
+    for flag, (render, text, words) in answers.items():
+        parser.add_argument(flag, action=PrintAndExit, render=render, help=text, metavar=words)
     groups = {"": parser}
     for row in rows:
         if row.group not in groups:

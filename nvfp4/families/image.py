@@ -42,6 +42,7 @@ IMAGE_FAMILIES = {
                 r"\.(img|txt)_mod\.1$",
                 EIGHT_BITS,
                 "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
+                "modulation",
             ),
             Keep(r"\.txt_mlp\.", EIGHT_BITS, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
@@ -98,6 +99,7 @@ IMAGE_FAMILIES = {
                 r"\.adaLN_modulation\.",
                 "16-bit",
                 "modulation reaches every token, and is small: 16-bit in convert-to-quant",
+                "modulation",
             ),
             Keep(
                 r"\.attention\.",

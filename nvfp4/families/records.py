@@ -25,11 +25,18 @@ class Keep(NamedTuple):
     layers: a regular expression that is searched for in their names, without the model's prefix.
     precision: EIGHT_BITS, for which --formats and --card choose the format, or "16-bit".
     why: the reason that the report gives, with the tool or file that does the same.
+    named: the layers in a word or two, for a table; "" where the reason begins with them.
     """
 
     layers: str
     precision: str
     why: str
+    named: str = ""
+
+    @property
+    def what(self) -> str:
+        """Say in a few words which layers these are."""
+        return self.named or re.split("[:,;(]", self.why, maxsplit=1)[0].strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +94,13 @@ ATTENTION_QKV = Keep(
     r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
     EIGHT_BITS,
     "fused attention QKV: Q6_K in a Q5_K_M",
+    "QKV",
 )
 DOWN_PROJECTION = Keep(
     r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
     EIGHT_BITS,
     "feed-forward down projection: Q6_K in a Q5_K_M",
+    "down projection",
 )
 # What --preset smart keeps, for models of unknown families.
 ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
@@ -100,6 +109,7 @@ MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
     EIGHT_BITS,
     "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
+    "modulation",
 )
 TEXT_ATTENTION = Keep(
     r"\.txt_attn[._]",
@@ -112,6 +122,7 @@ ADALN_AND_MLP = (
         r"\.adaln_modulation_",
         "16-bit",
         "modulation reaches every token, and is small: 16-bit in bedovyy/comfy-dit-quantizer",
+        "modulation",
     ),
     Keep(
         r"\.mlp\.|\.v_proj$",
