@@ -17,7 +17,6 @@ Usage: python benchmarks/encoders.py [formats | kinds | blocks | embeddings | st
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import re
 import struct
