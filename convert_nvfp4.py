@@ -18925,6 +18925,62 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     return known, []
 
 
+# ── nvfp4/guides/gguf_names.py: Find the names that a GGUF of a language model has for the source's
+
+# More blocks than any language model has. The tables are made for so many, whatever a header says.
+MOST_BLOCKS = 512
+# What llama.cpp's converters drop from names of models that see images, too.
+LANGUAGE_PART = "language_model."
+
+
+class GgufNames(NamedTuple):
+    """Hold what a GGUF of a language model calls the source's tensors.
+
+    tensors: {bare name in the source: name in the GGUF}, of what both have.
+    layers: bare names of the source's layers that such a GGUF has names for; a vision tower is in a
+        GGUF of its own.
+    """
+
+    tensors: dict[str, str]
+    layers: frozenset[str]
+
+
+def language_names(path: Path, architecture: str, stored: Iterable[str], model: Model) -> GgufNames:
+    """Match a GGUF with the source's tensors by the tables of the gguf package.
+
+    architecture: the GGUF's `general.architecture`; stored: names of its tensors. Returns empty
+    records where that is none of a language model's, or fits nothing. Raises ConvertError where the
+    names are llama.cpp's, and the gguf package does not know the architecture.
+    """
+    import gguf  # takes a third of a second, which conversions without a GGUF need not wait for
+
+    stored = set(stored)
+    numbers = {m[1] for name in stored if (m := re.match(r"(?:enc\.)?blk\.(\d{1,9})\.", name))}
+    if not numbers:
+        return GgufNames({}, frozenset())
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        raise ConvertError(
+            f"{path}: has llama.cpp's names, of architecture {architecture[:60]!r}, which the gguf "
+            "library here does not know: pip install --upgrade gguf"
+        )
+    table = gguf.get_tensor_name_map(known[architecture], min(len(numbers), MOST_BLOCKS))
+    found = {name: theirs for name in model.tensors if (theirs := name_in(table, name))}
+    return GgufNames(
+        {bare(name): theirs for name, theirs in found.items() if theirs in stored},
+        frozenset(bare(name).removesuffix(".weight") for name in found),
+    )
+
+
+def name_in(table: object, name: str) -> str | None:
+    """Return llama.cpp's name for a tensor of the source, None where its table has none."""
+    for form in (name, bare(name)):
+        for spelt in (form, form.replace(LANGUAGE_PART, "", 1)):
+            if found := table.get_name(spelt, try_suffixes=(".weight", ".bias")):
+                return found
+    return None
+
+
 # ── nvfp4/prefixes.py: Find the names that ComfyUI has for a file's tensors, where wrappers and pre
 
 # Parts of names that are nothing but a prefix where all names of a file begin with them. No model
@@ -19163,6 +19219,11 @@ def refuse_lone_shard(path: Path) -> None:
 # Tensors, entries and values in lists, together. The reader takes about 1 kB of memory for each, so
 # that a small file could announce more than a machine has.
 MAX_GGUF_PARTS = 50_000
+# A language model's tokenizer is left out, whose lists have up to a million values: 45 s and 1.6 GB
+# in the reader (Gemma 3). The walk steps over each string, so that there must be an end to them.
+TOKENIZER, MAX_TOKENS = b"tokenizer.", 4_000_000
+# Bytes of a header before its first entry: magic, version, numbers of tensors and of entries.
+GGUF_BEGINNING = 24
 # Bytes of a value by the number of its type in GGUF; strings and lists have lengths of their own.
 GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
@@ -19240,14 +19301,15 @@ def read_part(path: Path) -> Part:
     try:
         with translated(path, "cannot read"):
             size = size_of(path)  # refuses a pipe, which opening would wait for
-            with path.open("rb") as file, room_for_header(path) as copy:
+            with path.open("rb") as file:
                 # Checked before the reader sees it, and from the same open file: none can take its
                 # place.
                 walk = GGUFWalk(path, file, size)
-                if copy:
-                    walk.copy_header(copy)
-                    file = copy
-                reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
+                with room_for_header(path, walk) as copy:
+                    if copy:
+                        walk.copy_header(copy)
+                    # numpy's memmap, to which it goes, takes either.
+                    reader = gguf.GGUFReader(copy or file)
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
             name: bytes(entry.parts[entry.data[0]]).decode("utf-8", "replace")
@@ -19268,10 +19330,15 @@ def read_part(path: Path) -> Part:
     return Part(Model(tensors=refs, metadata=metadata, files=(path,)), *split)
 
 
-def room_for_header(path: Path) -> contextlib.AbstractContextManager[BinaryIO | None]:
-    """Open a temporary file to copy a virtual file's header to; a file on a disk needs none."""
-    is_virtual = isinstance(path, VirtualPath)
-    return tempfile.TemporaryFile() if is_virtual else contextlib.nullcontext()
+def room_for_header(
+    path: Path, walk: GGUFWalk
+) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    """Open a temporary file to copy a header to, where the reader cannot have the file as it is.
+
+    That is a virtual file, and one with entries that are left out.
+    """
+    needs_copy = isinstance(path, VirtualPath) or walk.left_out
+    return tempfile.TemporaryFile() if needs_copy else contextlib.nullcontext()
 
 
 class GGUFWalk:
@@ -19280,11 +19347,13 @@ class GGUFWalk:
     That reader believes every count: past the end of a file it goes on with nothing, for ever. Its
     older versions take the first of two equal keys, and any alignment. The walk keeps little in
     memory and raises ConvertError for what is no GGUF, ValueError for what is damaged. It is done
-    once the object is made.
+    once the object is made; `left_out` then has where the tokenizer's entries begin and end.
     """
 
     def __init__(self, path: Path, file: BinaryIO, size: int):
         self.file, self.size, self.parts = file, size, 0
+        self.left_out: list[tuple[int, int]] = []
+        self.tokens = 0
         start = file.read(TELLING_BYTES)
         file.seek(len(GGUF_MAGIC))
         if not start.startswith(GGUF_MAGIC):
@@ -19292,10 +19361,10 @@ class GGUFWalk:
             raise ConvertError(f"{path}: is not a GGUF file")
         # The version is a small number: in a big-endian file its first two bytes are zero.
         self.order = "big" if file.read(4)[:2] == bytes(2) else "little"
-        tensors, entries = self.number(8), self.number(8)
-        self.announce(tensors + entries)
+        tensors, self.entries = self.number(8), self.number(8)
+        self.announce(tensors + self.entries)
         seen = set()
-        for _ in range(entries):
+        for _ in range(self.entries):
             key = self.entry()
             # Digests instead of keys, as each of up to 50,000 keys may be long.
             digest = hashlib.blake2b(key, digest_size=16).digest()
@@ -19308,12 +19377,18 @@ class GGUFWalk:
     def copy_header(self, copy: BinaryIO) -> None:
         """Write the header into another file that gets the size of the whole, its data a hole.
 
-        Of a file that no memory map can be made of, the reader sees that instead.
+        Of a file that no memory map can be made of, and of one with a tokenizer, the reader sees
+        that instead. Offsets of data are no longer those of the file, and nothing reads data.
         """
-        length = self.file.tell()
+        begins = [GGUF_BEGINNING, *(end for _, end in self.left_out)]
+        ends = [*(begin for begin, _ in self.left_out), self.file.tell()]
         self.file.seek(0)
         make_sparse(copy)
-        copy.write(self.file.read(length))
+        copy.write(self.file.read(GGUF_BEGINNING - 8))
+        copy.write((self.entries - len(self.left_out)).to_bytes(8, self.order))
+        for begin, end in zip(begins, ends, strict=True):
+            self.file.seek(begin)
+            copy.write(self.file.read(end - begin))
         copy.truncate(self.size)
         copy.flush()
 
@@ -19325,7 +19400,13 @@ class GGUFWalk:
         self.parts += count
         if self.parts > MAX_GGUF_PARTS:
             what = f"it has {self.parts:,} tensors, entries and values in lists, or more"
-            raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read (language models have more)")
+            raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read")
+
+    def announce_tokens(self, count: int) -> None:
+        """Count values of the tokenizer's lists; raises ValueError beyond MAX_TOKENS."""
+        self.tokens += count
+        if self.tokens > MAX_TOKENS:
+            raise ValueError(f"its tokenizer has {self.tokens:,} values or more")
 
     def number(self, width: int) -> int:
         """Read an unsigned integer of `width` bytes; raises ValueError at the end of the file."""
@@ -19349,19 +19430,25 @@ class GGUFWalk:
     def entry(self) -> bytes:
         """Walk over one key and its value, and return the key.
 
-        `general.alignment` must be a power of two: the reader computes offsets of data from it.
+        `general.alignment` must be a power of two: the reader computes offsets of data from it. The
+        tokenizer's entries are left out.
         """
+        begin = self.file.tell()
         key, kind = self.name(), self.number(4)
-        if (key, kind) != (b"general.alignment", GGUF_UINT32):
-            self.skip_value(kind)
+        if key.startswith(TOKENIZER):
+            self.skip_value(kind, self.announce_tokens)
+            self.left_out.append((begin, self.file.tell()))
+        elif (key, kind) != (b"general.alignment", GGUF_UINT32):
+            self.skip_value(kind, self.announce)
         elif (alignment := self.number(4)).bit_count() != 1:
             raise ValueError(f"it has a general.alignment of {alignment}, no power of two")
         return key
 
-    def skip_value(self, kind: int) -> None:
+    def skip_value(self, kind: int, announce: Callable[[int], None]) -> None:
         """Skip a value of type `kind`; raises ValueError for a list in a list.
 
-        An unknown type is skipped as if it had no bytes, since the reader refuses it by itself.
+        announce: is told how many values a list has, before they are looked at. An unknown type is
+        skipped as if it had no bytes, since the reader refuses it by itself.
         """
         if kind == GGUF_STRING:
             self.skip(self.number(8))
@@ -19371,7 +19458,7 @@ class GGUFWalk:
             inner, count = self.number(4), self.number(8)
             if inner == GGUF_LIST:
                 raise ValueError("it has a list in a list")
-            self.announce(count)
+            announce(count)
             if inner == GGUF_STRING:
                 for _ in range(count):
                     self.skip(self.number(8))
@@ -19432,19 +19519,36 @@ def refuse_other_shapes(path: Path, pairs: Iterable[tuple[TensorRef, TensorRef]]
         )
 
 
+def encoder_names(path: Path, stored: Model, model: Model) -> GgufNames | None:
+    """Match a GGUF of a text encoder with the source; None for a GGUF of a diffusion model.
+
+    Raises ConvertError for other kinds of files, and for a text encoder's that fits nothing here.
+    """
+    architecture = stored.metadata.get("general.architecture", "")
+    names = language_names(path, architecture, stored.tensors, model)
+    if names.tensors:
+        return names
+    if kind := file_kind(path, stored.tensors):
+        raise ConvertError(f"{path}: is {kind.title}: give the GGUF of the model that is converted")
+    return None
+
+
 def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[str, str], list[str]]:
     """Return {source tensor: GGML type}, and notes on what only one of the two has.
 
-    Names match exactly or without their prefix. Raises ConvertError for a GGUF of another model:
-    none of the linear layers is in it, tensors of equal names have other shapes, or, unless
-    `partial`, it covers a part of the model alone.
+    Names match exactly or without their prefix, and those of text encoders by llama.cpp's tables.
+    Raises ConvertError for a GGUF of another model: none of the linear layers is in it, tensors of
+    equal names have other shapes, or, unless `partial`, it covers a part of the model alone.
     """
     model_of_gguf = open_gguf(path)
     stored, beside = model_of_gguf.tensors, model_of_gguf.beside
-    if kind := file_kind(path, stored):
-        raise ConvertError(f"{path}: is {kind.title}: give the GGUF of the diffusion model")
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
     by_bare = {name: old for old, name in comparable_names(path, stored).items()}
+    wanted = linear_bytes(model)
+    if names := encoder_names(path, model_of_gguf, model):
+        others = stored.keys() - set(names.tensors.values())
+        by_bare = names.tensors | {name: name for name in others}
+        wanted = {layer: size for layer, size in wanted.items() if layer in names.layers}
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
     matched = {name: other for name, other in matched.items() if other is not None}
     if not any(ref.name in matched for ref in model.linear_weights):
@@ -19459,7 +19563,7 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     weights = (n for n, old in by_bare.items() if n.endswith(".weight") and old not in beside)
     layers = (name.removesuffix(".weight") for name in weights)
     cover = Cover((path,), frozenset(layers))
-    notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
+    notes = check_blocks(cover, model, partial) + check_cover(cover, wanted, partial)
     known = matched.keys() | model.beside.keys()
     new = (ref for ref in model.tensors.values() if ref.is_float and not ref.is_kept)
     lacking = [ref.name for ref in new if ref.name not in known]
