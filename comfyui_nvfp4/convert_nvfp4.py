@@ -16810,9 +16810,6 @@ class Answer:
             return f"{title} does not take this file as it should"
         if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
             return f"{title} takes neither the source nor this file as it should"
-        if not self.file.configuration:
-            # It is for another node, whose question nobody asks here.
-            return f"{title} recognises {self.file.recognised}, and was not asked more of it"
         same = " as in the source" if self.source else ""
         count, left = self.file.tensors, self.file.left
         takes = f"{count - left:,} of {count:,}" if left else f"all {count:,}"
@@ -17583,6 +17580,7 @@ import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 # Events that Python tells its audit hooks before anything reaches the network.
 NETWORK_EVENTS = (
@@ -17602,8 +17600,19 @@ MISMATCH = re.compile(r"size mismatch for (.+?): .*current model is torch\.Size\
 HARMLESS_PARTS = ("bias", "input_scale", "scale_input", "comfy_quant", "comfy_attention")
 # Tensors that say how others are stored: they are read before any module is loaded.
 CONFIGURATIONS = ("comfy_quant", "scaled_fp8")
-# Parameters of text encoders that ComfyUI itself does not miss (comfy/sd.py, class CLIP).
-NOT_MISSED = (".logit_scale", ".transformer.text_projection.weight")
+# Parameters of text encoders that ComfyUI itself does not miss (comfy/sd.py, class CLIP), and the
+# head of language models, which makes text and no picture: many files leave it out.
+NOT_MISSED = (".logit_scale", ".transformer.text_projection.weight", ".lm_head.weight")
+# A UMT5, whose every block has this table, is a T5 to ComfyUI until Load CLIP's type says WAN.
+UMT5_TABLE = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+# Language models of which ComfyUI has another size where they are loaded alone: {words of the
+# vocabulary: the type by which DualCLIPLoader loads it, and what tells it the other file}.
+VOCABULARY = "model.embed_tokens.weight"
+IN_PAIRS = {
+    128320: ("HUNYUAN_VIDEO", {"text_model.encoder.layers.1.mlp.fc1.weight": (3072, 768)}),
+    151669: ("ACE", {}),
+    217204: ("ACE", {}),
+}
 
 
 def refuse_network(event: str, _: object) -> None:
@@ -17818,9 +17827,12 @@ class Watch:
         return config
 
     def load_encoder(
-        self, target: object, state_dict: dict, model_options: dict, **_: object
-    ) -> None:
-        """Build and load a text encoder as comfy.sd.CLIP does, without its tokenizer."""
+        self, target: object, state_dict: object, model_options: dict, **_: object
+    ) -> object:
+        """Build and load a text encoder as comfy.sd.CLIP does, without its tokenizer.
+
+        state_dict: of a checkpoint's encoders, or a list of state dicts, one of each file.
+        """
         import torch
 
         self.part = "text encoder"
@@ -17830,7 +17842,12 @@ class Watch:
         except Exception as error:  # noqa: BLE001  (it need not be fit for the meta device)
             self.untold.append(["partly", self.part, f"{type(error).__name__}: {error}"])
         else:
-            model.load_state_dict(state_dict, strict=False)
+            if isinstance(state_dict, list):
+                for state in state_dict:
+                    model.load_sd(state)
+            else:
+                model.load_state_dict(state_dict, strict=False)
+        return SimpleNamespace(patcher=SimpleNamespace())
 
 
 def load_file(state: dict, metadata: dict) -> None:
@@ -17850,12 +17867,36 @@ def load_file(state: dict, metadata: dict) -> None:
         comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
 
 
-def other_kind(state: dict) -> str:
-    """Name the text encoder that a file is, "" for all else that is no diffusion model."""
+def encoder_kind(state: dict) -> str:
+    """Name the text encoder that ComfyUI takes a file for, "" for none."""
     import comfy.sd
 
     model = comfy.sd.detect_te_model(state)
-    return f"a text encoder ({model.name})" if model else ""
+    return model.name if model else ""
+
+
+def load_encoder_file(state: dict, metadata: dict) -> None:
+    """Load a text encoder's file as Load CLIP does, into a watched ComfyUI.
+
+    One that ComfyUI takes beside another alone is loaded as DualCLIPLoader does, with next to
+    nothing as the other file.
+    """
+    import comfy.sd
+    import comfy.utils
+    import torch
+
+    words = state[VOCABULARY].shape[0] if VOCABULARY in state else 0
+    kind, beside = IN_PAIRS.get(words, ("WAN" if UMT5_TABLE in state else "STABLE_DIFFUSION", None))
+    files = {"FILE": (state, metadata)}
+    if beside is not None:
+        other = {name: torch.empty(shape, device="meta") for name, shape in beside.items()}
+        files["OTHER"] = (other, {})
+
+    def loaded(path: str, *_: object, return_metadata: bool = False, **__: object) -> object:
+        return files[path] if return_metadata else files[path][0]
+
+    comfy.utils.load_torch_file = loaded
+    comfy.sd.load_clip([*files], clip_type=getattr(comfy.sd.CLIPType, kind))
 
 
 def ask_about(watch: Watch, file: dict) -> dict:
@@ -17871,13 +17912,11 @@ def ask_about(watch: Watch, file: dict) -> dict:
         nothing = {"recognised": "", "configuration": {}, "troubles": [], "unsure": error.args[0]}
         return nothing | {"tensors": len(file["tensors"]), "left": 0}
     # The tensors stay alive here, so that no other gets the identity of one of them.
-    names, kept, stopped = (
-        {id(tensor): name for name, tensor in state.items()},
-        [*state.values()],
-        "",
-    )
+    names, kept = {id(tensor): name for name, tensor in state.items()}, [*state.values()]
+    encoder = stopped = ""
     try:
-        load_file(state, file["metadata"])
+        encoder = encoder_kind(state)
+        (load_encoder_file if encoder else load_file)(state, file["metadata"])
     except Exception as error:  # noqa: BLE001  (whatever ComfyUI raises is the answer)
         stopped = f"{type(error).__name__}: {error}"
     troubles = [trouble for load in watch.loads for trouble in load.troubles(names)] + watch.untold
@@ -17890,8 +17929,8 @@ def ask_about(watch: Watch, file: dict) -> dict:
     # Whatever needs values fails on the meta device alone, and tells nothing of the file.
     unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
     recognised, fields = watch.detected
-    if not (fields or stopped):
-        recognised = other_kind(dict(zip(file["tensors"], kept, strict=True)))
+    if encoder:
+        recognised, fields = f"a text encoder ({encoder})", {"encoder": encoder}
     return {
         "recognised": recognised,
         "configuration": fields,

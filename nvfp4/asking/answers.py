@@ -176,9 +176,6 @@ class Answer:
             return f"{title} does not take this file as it should"
         if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
             return f"{title} takes neither the source nor this file as it should"
-        if not self.file.configuration:
-            # It is for another node, whose question nobody asks here.
-            return f"{title} recognises {self.file.recognised}, and was not asked more of it"
         same = " as in the source" if self.source else ""
         count, left = self.file.tensors, self.file.left
         takes = f"{count - left:,} of {count:,}" if left else f"all {count:,}"

@@ -120,6 +120,11 @@ ENCODER_MODELS = {
         "Llama 3 8B", "Llama2", "LLAMA3_8", "Llama 3 (8B)",
         besides={"lm_head.weight": (128320, 4096)}, besides_from=HF_NAMES,
     ),
+    "llama31_8b": encoder(
+        "Llama 3.1 8B", "text_encoders.llama.Llama2", {"vocab_size": 128256}, "LLAMA3_8",
+        "Llama 3 (8B)", names=LM_HEAD, besides={"lm_head.weight": (128256, 4096)},
+        besides_from=HF_NAMES,
+    ),
     "mistral_small_24b": llama(
         "Mistral Small 3 24B", "Mistral3Small24B", "MISTRAL3_24B", "Mistral Small 3 (24B)",
         **WITH_TEKKEN,

@@ -25,6 +25,12 @@ ENCODER = "text_encoders.umt5xxl.transformer."
 MODEL = "model.diffusion_model."
 GATE = "double_stream_blocks.3.block.ff_i.gate"
 TO_K = "input_blocks.4.1.transformer_blocks.0.attn2.to_k"
+# Encoders that are loaded alone, and one of those that are loaded beside another.
+ENCODERS = {
+    "umt5_xxl": "T5_XXL", "qwen3_vl_4b": "QWEN3VL_4B", "gemma2_2b": "GEMMA_2_2B",
+    "mistral_small_24b_flux2": "MISTRAL3_24B_PRUNED_FLUX2", "llama3_8b": "LLAMA3_8",
+}  # fmt: skip
+CLIP, QWEN = "text_model.encoder.layers.0.mlp.fc1", "model.layers.0.mlp.up_proj"
 FACE, DIRECTION = "motion_encoder.enc.fc.0", "motion_encoder.dec.direction"
 
 
@@ -73,6 +79,20 @@ def without(file, *names):
     return file
 
 
+def published_encoder(name, packed=False):
+    """A published encoder's file; packed: its linear layers NVFP4, its embedding INT8."""
+    file = Asked(read_headers(FAMILIES / "encoders" / f"{name}.txt"))
+    for tensor in [*file.tensors]:
+        layer = tensor.removesuffix(".weight")
+        if tensor in ("spiece_model", "tekken_model"):
+            file.tensors[tensor][0] = "U8"
+        elif packed and layer.endswith(("_proj", "wi_0", "wo")):
+            file.nvfp4(layer)
+        elif packed and layer.endswith(("embed_tokens", "shared")):
+            file.int8(layer)
+    return file
+
+
 def sound(shapes):
     """{name: (a sound file, what it is recognised as)}"""
     published = read_headers(FAMILIES / "wan21_t2v_14b.txt")
@@ -100,6 +120,15 @@ def sound(shapes):
         "checkpoint": (checkpoint(shapes).mark(ENCODER), "WAN21_T2V"),
         "sdxl checkpoint": (joined(Asked(shapes["sdxl"], MODEL), Asked(shapes["clips"])), "SDXL"),
         "encoder alone": (encoder_alone(shapes), "a text encoder (T5_XXL)"),
+        **{
+            f"{name}{' quantised' if packed else ''}": (
+                published_encoder(name, packed=packed),
+                f"a text encoder ({kind})",
+            )
+            for name, kind in ENCODERS.items()
+            for packed in (False, True)
+        },
+        "CLIP-L": (published_encoder("clip_l"), "a text encoder (CLIP_L)"),
         # As LTX-2 has it: the rest of the encoder is another file's.
         "a piece of an encoder": (
             changed(quantised(wan, MODEL), f"{ENCODER}shared.weight", "BF16", [256384, 4096], None),
@@ -121,6 +150,15 @@ def broken(shapes):
         "animate, FP8": (Asked(animate).fp8(FACE), {("unpacked", face)}),
         "animate, NVFP4": (Asked(animate).nvfp4(FACE), {("stops", face)}),
         "animate, direction": (Asked(animate).fp8(DIRECTION), {("unpacked", direction)}),
+        # CLIP and ACE-Step's small language model take nothing, and embeddings no NVFP4.
+        "CLIP-L, NVFP4": (published_encoder("clip_l").nvfp4(CLIP), {("stops", f"{CLIP}.weight")}),
+        "CLIP-L, FP8": (published_encoder("clip_l").fp8(CLIP), {("unpacked", f"{CLIP}.weight")}),
+        "umt5, table": (
+            published_encoder("umt5_xxl").nvfp4("shared"), {("stops", "shared.weight")}
+        ),
+        "ACE-Step": (
+            published_encoder("qwen3_06b_ace15").fp8(QWEN), {("unpacked", f"{QWEN}.weight")}
+        ),
         "animate, bytes": (
             changed(Asked(animate), face, "U8", [512, 512], None), {("unpacked", face)}
         ),
@@ -188,9 +226,9 @@ def test_sound_files_are_taken_whole(asked):
     assert found == {name: (recognised, ()) for name, (_, recognised) in good.items()}
     # Its VAE is not asked.
     assert answers["checkpoint"].left == 1
-    alone = Answer(comfyui=find_comfyui(Path(COMFYUI)), file=answers["encoder alone"])
+    alone = Answer(comfyui=find_comfyui(Path(COMFYUI)), file=answers["umt5_xxl"])
     assert (alone.findings, alone.sentence.partition("recognises ")[2]) == (
-        (), "a text encoder (T5_XXL), and was not asked more of it"
+        (), "a text encoder (T5_XXL), and takes all 243 tensors"
     )  # fmt: skip
 
 
