@@ -4628,6 +4628,10 @@ BY_NAME = (
 )
 # The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
 LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
+KANDINSKY = (
+    Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
+    Runs(r"\.cross_attention\.to_(key|value)$", "text"),
+)
 # Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
 RUNS = {
     # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
@@ -4696,6 +4700,121 @@ RUNS = {
     # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
     "cosmos-predict2": TypicalRun(
         title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
+    ),
+    # 37 x 48 x 84 latents in patches of 1 x 2 x 2, and 40 of sound in two channels for each second,
+    # all in one sequence with the text. Sound has a time step of its own.
+    "minimax-h3": TypicalRun(
+        title=f"124 frames of 1344 x 768 with sound, {PROMPT} tokens of text",
+        counts={"image": 37296, "text": PROMPT, "audio": 414, "times": 2},
+        rules=(
+            Runs(r"adaln_proj\.linear$|^time_embedder\.", "times"),
+            Runs(r"^(condition_proj$|token_refiner\.)", "text"),
+            Runs(r"^(audio_patch_proj|final_layer\.audio_out)$", "audio"),
+            Runs(r"^blocks\.", "image+text+audio"),
+        ),
+    ),
+    # 6 x 90 x 160 latents in patches of 1 x 2 x 2; the text is always the same. Later blocks have
+    # one weight for both.
+    "seedvr2": TypicalRun(
+        title="21 frames of 1280 x 720",
+        counts={"image": 21600, "text": 58},
+        rules=(Runs(r"^emb_in\.", "once"), Runs(r"\.all(\.|$)", "image+text")),
+    ),
+    # 31 x 64 x 96 latents in patches of 1 x 2 x 2.
+    "kandinsky5": TypicalRun(
+        title=f"121 frames of 768 x 512, {PROMPT} tokens of text",
+        counts={"image": 47616, "text": PROMPT},
+        rules=KANDINSKY,
+    ),
+    # 31 x 60 x 108 latents in patches of 1 x 2 x 2, and 43 of sound for each second.
+    "kandinsky6": TypicalRun(
+        title=f"121 frames of 864 x 480 with sound, {PROMPT} tokens of text",
+        counts={"image": 50220, "text": PROMPT, "audio": 217},
+        rules=(
+            *KANDINSKY,
+            Runs(r"\.va_cross_attention\.to_(key|value)$", "audio"),
+            Runs(r"\.av_cross_attention\.(to_query|out_layer)$", "audio"),
+            Runs(r"^audio_text_", "text"),
+            Runs(r"\.audioT\.|^audio_(embeddings|outLayer)\.", "audio"),
+        ),
+    ),
+    # 13 x 60 x 90 latents in patches of 1 x 2 x 2.
+    "cogvideox": TypicalRun(
+        title="49 frames of 720 x 480, 226 tokens of text",
+        counts={"image": 17550, "text": 226},
+        rules=(
+            Runs(r"\.norm[12]\.linear$|^ofs_embedding_", "once"),
+            Runs(r"^blocks\.", "image+text"),
+        ),
+    ),
+    # 5 x 60 x 106 latents in patches of 1 x 2 x 2.
+    "mochi": TypicalRun(
+        title="25 frames of 848 x 480, 256 tokens of text",
+        counts={"image": 7950, "text": 256},
+        rules=(
+            Runs(r"\.mod_[xy]$|^final_layer\.mod$|^t5_y_embedder\.to_(q|out)$", "once"),
+            Runs(r"^t5_y|\.(qkv|proj)_y$|\.mlp_y\.", "text"),
+        ),
+    ),
+    # 16 x 88 x 160 latents in patches of 1 x 2 x 2.
+    "cosmos": TypicalRun(
+        title="121 frames of 1280 x 704, 512 tokens of text",
+        counts={"image": 56320, "text": 512},
+        rules=(Runs(r"\.blocks\.1\.block\.attn\.to_[kv]\.0$", "text"),),
+    ),
+    # Of models that make sound, "image" is that. Lyrics are as long as the text is here.
+    "ace-step": TypicalRun(
+        title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
+        counts={"image": 1291, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        rules=(
+            Runs(r"^speaker_embedder$", "once"),
+            Runs(r"^genre_embedder$", "prompt"),
+            Runs(r"^lyric_", "lyrics"),
+        ),
+    ),
+    "ace-step-1.5": TypicalRun(
+        title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
+        counts={"image": 1500, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        rules=(
+            Runs(r"^encoder\.text_projector$", "prompt"),
+            Runs(r"^encoder\.lyric_encoder\.", "lyrics"),
+            Runs(r"^decoder\.condition_embedder$", "text"),
+        ),
+    ),
+    "stable-audio": TypicalRun(
+        title="47.6 seconds, 130 tokens of text",
+        counts={"image": 1024, "text": 130},
+        rules=(Runs(r"^to_global_embed\.", "once"), Runs(r"^to_cond_embed\.", "text")),
+    ),
+    "minimax-music": TypicalRun(title="120 seconds", counts={"image": 3000, "text": 0}),
+    "yue2": TypicalRun(title="3000 latents", counts={"image": 3002, "text": 0}),
+    # Of models that make objects, "image" is the object and "text" the picture that it is made of.
+    "hunyuan3d-2": TypicalRun(
+        title="3072 latents, a picture of 518 x 518",
+        counts={"image": 3072, "text": 1370},
+        rules=(Runs(r"^cond_in$", "text"),),
+    ),
+    # The time step is a token of its own. Two of eight experts see each.
+    "hunyuan3d-2.1": TypicalRun(
+        title="4096 latents, a picture of 518 x 518",
+        counts={"image": 4096, "text": 1370, "routed": 1024},
+        rules=(
+            Runs(r"\.moe\.experts\.", "routed"),
+            Runs(r"^blocks\.\d+\.attn2\.to_[kv]$", "text"),
+            Runs(r"^blocks\.", "image+once"),
+        ),
+    ),
+    "trellis2": TypicalRun(
+        title="the structure, of a picture of 512 x 512", counts={"image": 4096, "text": 1029}
+    ),
+    "triposplat": TypicalRun(
+        title="8192 latents, a picture of 1024 x 1024",
+        counts={"image": 8192, "text": 4101},
+        rules=(
+            Runs(r"^cond_embedder2?$", "text"),
+            Runs(r"^cam_", "once"),
+            Runs(r"^(blocks|repo_layers)\.", "image+text+once"),
+        ),
     ),
 }
 # For a model that is of no family.
@@ -5320,6 +5439,7 @@ class Family:
     outside: layers that every whole model of the family has beside its blocks, or one of several
         between bars, as models without a VAE have others: a shard lacks some.
     together: modules that a model has all of or none, as its variants add them.
+    uneven: whether its first or last blocks lack by design what most blocks have.
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
@@ -5336,6 +5456,7 @@ class Family:
     beside: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     together: tuple[tuple[str, ...], ...] = ()
+    uneven: bool = False
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
@@ -5349,7 +5470,7 @@ class Family:
         Block numbers of more than nine digits are hostile, and match nothing.
         """
         names = [*itertools.chain(*self.blocks), *self.beside]
-        return re.compile(rf"({'|'.join(map(re.escape, names))})\.(\d{{1,9}})\.")
+        return re.compile(rf"({'|'.join(map(re.escape, names))})\.?(\d{{1,9}})\.")
 
 
 # What K-quants of llama.cpp give more bits in diffusion models, by names that families share
@@ -5408,6 +5529,91 @@ ANY_FAMILY = Family(
     blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
     edge_blocks=0,
 )
+
+
+# ── nvfp4/families/audio.py: Families of models that make music and other sound: a row for each ───
+
+# The two that are built of stable-audio-tools' transformer.
+SOUND_KEEPS = (
+    Keep(r"\.to_(qkv|kv)$", EIGHT_BITS, "fused attention QKV: by structure"),
+    Keep(r"\.ff\.ff\.2$", EIGHT_BITS, "feed-forward down projection: by structure"),
+)
+# Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.33 where no comment says
+# otherwise). No published file says which layers of these are sensitive.
+AUDIO_FAMILIES = {
+    # Its feed-forward layers are convolutions.
+    "ace-step": Family(
+        title="ACE-Step",
+        keys=(
+            r"genre_embedder\.weight ",
+            r"transformer_blocks\.0\.cross_attn\.add_k_proj\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        outside=("genre_embedder", "speaker_embedder", "lyric_proj", "final_layer.linear"),
+        together=(("transformer_blocks.0.attn", "transformer_blocks.0.cross_attn"),),
+        keeps=(ATTENTION_V,),
+        makes=("audio",),
+        known_as=("ace_step",),
+    ),
+    "ace-step-1.5": Family(
+        title="ACE-Step 1.5",
+        keys=(
+            r"encoder\.lyric_encoder\.layers\.0\.input_layernorm\.weight ",
+            r"decoder\.layers\.0\.self_attn\.q_proj\.weight ",
+        ),
+        blocks=(("decoder.layers",),),
+        outside=(
+            "decoder.condition_embedder",
+            "encoder.text_projector",
+            "tokenizer.audio_acoustic_proj",
+            "detokenizer.proj_out",
+        ),
+        keeps=(ATTENTION_V, DOWN_PROJECTION),
+        makes=("audio",),
+        known_as=("acestep_v1.5", "acestep-v15", "ace step 1.5 xl"),
+    ),
+    "stable-audio": Family(
+        title="Stable Audio",
+        keys=(r"transformer\.rotary_pos_emb\.inv_freq ", r"to_cond_embed\.0\.weight "),
+        variants={"3": r"transformer\.global_cond_embedder\.0\.weight "},
+        blocks=(("transformer.layers",),),
+        outside=("transformer.project_in", "transformer.project_out", "to_cond_embed.0"),
+        keeps=SOUND_KEEPS,
+        makes=("audio",),
+        known_as=("stable-audio-open", "stable-audio-3"),
+    ),
+    "minimax-music": Family(
+        title="MiniMax Music 3",
+        keys=(r"cond_layer_logits ", r"latent_conditioners\.0\.weight "),
+        blocks=(("diffusion_transformer.transformer.layers",),),
+        outside=(
+            "diffusion_transformer.transformer.project_in",
+            "diffusion_transformer.transformer.project_out",
+        ),
+        together=(
+            (
+                "diffusion_transformer.transformer.layers.0.self_attn",
+                "diffusion_transformer.transformer.layers.0.ff",
+            ),
+        ),
+        keeps=SOUND_KEEPS,
+        makes=("audio",),
+        known_as=("minimax_music",),
+    ),
+    # ComfyUI 0.38. The blocks' full names begin with `model.`, as those of a text model.
+    "yue2": Family(
+        title="YuE 2",
+        keys=(r"vae2llm\.weight ", r"llm2vae\.weight ", r"latent_pos_embed\.pe "),
+        blocks=(("layers",),),
+        outside=("vae2llm", "llm2vae", "time_embedder.mlp.0"),
+        keeps=(
+            Keep(r"\.self_attn\.qkv_proj$", EIGHT_BITS, "fused attention QKV: by structure"),
+            DOWN_PROJECTION,
+        ),
+        makes=("audio",),
+        known_as=("yue",),
+    ),
+}
 
 
 # ── nvfp4/families/image.py: Families of models that make images: a row for each ──────────────────
@@ -5522,6 +5728,73 @@ IMAGE_FAMILIES = {
 }
 
 
+# ── nvfp4/families/solid.py: Families of models that make 3D objects: a row for each ──────────────
+
+FUSED_QKV = Keep(
+    r"\.(self_attn\.to_qkv|cross_attn\.to_kv|attn\.qkv)$",
+    EIGHT_BITS,
+    "fused attention QKV: by structure",
+)
+MLP_DOWN = Keep(r"\.mlp\.mlp\.2$", EIGHT_BITS, "feed-forward down projection: by structure")
+# Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.33). No published file says
+# which layers of these are sensitive: the rows go by structure, Hunyuan3D 2 as Flux, which it is
+# built like.
+SOLID_FAMILIES = {
+    "hunyuan3d-2": Family(
+        title="Hunyuan3D 2",
+        keys=(r"latent_in\.weight ", r"cond_in\.weight ", r"double_blocks\.0\.img_attn\.qkv\."),
+        blocks=FLUX_BLOCKS,
+        outside=("latent_in", "cond_in", "time_in.in_layer", "final_layer.linear"),
+        keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
+        makes=("3D",),
+        known_as=("hunyuan3d-dit-v2", "hunyuan3d mini", "hunyuan3d turbo"),
+    ),
+    "hunyuan3d-2.1": Family(
+        title="Hunyuan3D 2.1",
+        keys=(r"x_embedder\.weight ", r"blocks\.0\.attn1\.k_norm\.weight "),
+        blocks=(("blocks",),),
+        outside=("x_embedder", "t_embedder.mlp.0", "final_layer.linear"),
+        uneven=True,
+        keeps=(
+            Keep(r"\.moe\.gate$", "16-bit", "router of the experts: small, and chooses for tokens"),
+            ATTENTION_V,
+            DOWN_PROJECTION,
+        ),
+        makes=("3D",),
+        known_as=("hunyuan_3d_v2.1", "hunyuan3d-dit-v2-1"),
+    ),
+    # Four models in one file: the structure, the shape in two sizes, the texture.
+    "trellis2": Family(
+        title="Trellis 2",
+        keys=(r"(img2shape|shape2txt)\.t_embedder\.mlp\.0\.weight ", r"structure_model\."),
+        variants={"Pixal3D": r"\w+\.blocks\.0\.cross_attn\.proj_linear\.weight "},
+        blocks=(
+            ("structure_model.blocks",),
+            ("img2shape.blocks",),
+            ("img2shape_512.blocks",),
+            ("shape2txt.blocks",),
+        ),
+        outside=(
+            "structure_model.input_layer",
+            "structure_model.out_layer",
+            "img2shape.input_layer|shape2txt.input_layer",
+            "img2shape_512.out_layer",
+        ),
+        keeps=(FUSED_QKV, MLP_DOWN),
+        makes=("3D",),
+        known_as=("trellis", "pixal3d"),
+    ),
+    "triposplat": Family(
+        title="TripoSplat",
+        keys=(r"cam_out_layer\.weight ", r"repo_layers\.0\.final_map\.weight "),
+        blocks=(("blocks",),),
+        outside=("input_layer", "t_embedder.mlp.0", "cond_embedder", "out_layer", "cam_out_layer"),
+        keeps=(FUSED_QKV, MLP_DOWN),
+        makes=("3D",),
+    ),
+}
+
+
 # ── nvfp4/families/unets.py: Families of UNets: a row for each ────────────────────────────────────
 
 UNET_FAMILIES: dict[str, Family] = {}
@@ -5529,6 +5802,12 @@ UNET_FAMILIES: dict[str, Family] = {}
 
 # ── nvfp4/families/video.py: Families of models that make videos: a row for each ──────────────────
 
+# No published file says which layers of Kandinsky are sensitive.
+KANDINSKY_KEEPS = (
+    Keep(r"_modulation\.out_layer$", EIGHT_BITS, "modulation reaches every token: by structure"),
+    Keep(r"\.to_value$", EIGHT_BITS, "attention V: by structure"),
+    Keep(r"\.feed_forward\.out_layer$", EIGHT_BITS, "feed-forward down projection: by structure"),
+)
 # Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.29 where no comment says
 # otherwise). What is outside the blocks stays 16-bit, as in every tool that these rows name.
 VIDEO_FAMILIES = {
@@ -5541,6 +5820,10 @@ VIDEO_FAMILIES = {
             "S2V": r"casual_audio_encoder\.encoder\.final_linear\.weight ",
             "HuMo": r"audio_proj\.audio_proj_glob_1\.layer\.bias ",
             "Animate": r"face_adapter\.fuser_blocks\.0\.k_norm\.weight ",
+            "SCAIL-2": r"patch_embedding_mask\.weight ",
+            "SCAIL": r"patch_embedding_pose\.weight ",
+            "Dancer": r"patch_embedding_global\.weight ",
+            "Fun Control": r"(ref_conv\.weight |patch_embedding\.weight \[\d+, 52,)",
             "I2V": r"(img_emb\.proj\.0\.bias |patch_embedding\.weight \[\d+, 36,)",
             "TI2V": r"patch_embedding\.weight \[\d+, 48,",
             "T2V": r"patch_embedding\.weight \[\d+, 16,",
@@ -5568,9 +5851,27 @@ VIDEO_FAMILIES = {
             DOWN_PROJECTION,
         ),
         full_precision=r"\bcross_attn\.",
+        # Animate 2, FlowRVS, Bernini and the self-forcing models have the names of I2V or T2V.
+        known_as=(
+            "wan2.1",
+            "wan2.2",
+            "wan animate 2",
+            "wan dancer",
+            "bernini",
+            "self forcing",
+            "flowrvs",
+            "skyreels v2",
+            "fastwan",
+            "lightx2v",
+        ),
     ),
     "ltx2": Family(
         title="LTX-2",
+        # 2.3 and 2.5 differ from each other by biases and one embedding, and from 2 by gates.
+        variants={
+            "2.5": r"keyframes_abs_pos_embedding ",
+            "2.3": r"prompt_adaln_single\.linear\.weight ",
+        },
         keys=(
             r"adaln_single\.emb\.timestep_embedder\.linear_1\.bias ",
             r"audio_adaln_single\.linear\.weight ",
@@ -5582,6 +5883,8 @@ VIDEO_FAMILIES = {
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
+        makes=("video", "audio"),
+        known_as=("ltx-2.3", "ltx-2.5", "ltx 2.3", "ltx 2.5", "ltxav"),
     ),
     "ltx-video": Family(
         title="LTX-Video",
@@ -5596,17 +5899,179 @@ VIDEO_FAMILIES = {
     "hunyuan-video": Family(
         title="Hunyuan Video",
         keys=(r"txt_in\.individual_token_refiner\.blocks\.0\.norm1\.weight ",),
-        variants={"1.5": r"cond_type_embedding\.weight "},
+        variants={
+            "1.5": r"cond_type_embedding\.weight ",
+            "Image 2.1": r"img_in\.proj\.weight \[\d+, 64, 1, 1\]",
+            "I2V": r"img_in\.proj\.weight \[\d+, 33,",
+            "Skyreels I2V": r"img_in\.proj\.weight \[\d+, 32, 1, 2,",
+        },
         blocks=FLUX_BLOCKS,
         outside=("img_in.proj", "txt_in.input_embedder", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, ATTENTION_QKV),
+        makes=("video", "image"),
+        known_as=("hunyuanvideo", "hunyuan image 2.1", "hunyuanimage", "skyreels v1"),
     ),
     "cosmos-predict2": Family(
         title="Cosmos-Predict2",
+        variants={"I2V": r"x_embedder\.proj\.1\.weight \[\d+, 72\]"},
         keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"x_embedder\.proj\.1\.weight "),
         blocks=(("blocks",),),
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
+        makes=("video", "image"),
+    ),
+    # ComfyUI 0.33. 13 of its 33 billion weights are the modulation, which files for ComfyUI have
+    # as a curve of 8 columns instead ("pruned").
+    "minimax-h3": Family(
+        title="MiniMax H3",
+        keys=(r"video_patch_proj\.weight ", r"audio_patch_proj\.weight "),
+        variants={"pruned": r"adaln_t_table "},
+        blocks=(("blocks",),),
+        beside=("token_refiner.blocks",),
+        outside=("video_patch_proj", "audio_patch_proj", "condition_proj", "final_layer.video_out"),
+        keeps=(
+            Keep(
+                r"^token_refiner\.",
+                EIGHT_BITS,
+                "text refiner: 16-bit in the NVFP4 files of MATLOWAI and DmitryDB",
+            ),
+            Keep(
+                r"\.adaln_proj\.linear$",
+                EIGHT_BITS,
+                "modulation reaches every token: 16-bit in intel-ai's MXFP8 file",
+            ),
+            Keep(
+                r"\.attn\.qkv_proj$",
+                EIGHT_BITS,
+                "QKV: INT8 in rockerBOO/minimax-h3-nvfp4-convrot, whose outputs have half to 0.7 "
+                "of the error of all NVFP4 (nynxz/MiniMax-H3-Experiments)",
+            ),
+            DOWN_PROJECTION,
+        ),
+        makes=("video", "audio"),
+        known_as=("minimax_h3", "minimaxh3", "fl2va", "ref2va", "10eros"),
+    ),
+    # ComfyUI 0.33. No file that says which layers are sensitive was found: by structure.
+    "seedvr2": Family(
+        title="SeedVR2",
+        keys=(r"positive_conditioning ", r"vid_in\.proj\.weight "),
+        blocks=(("blocks",),),
+        outside=("vid_in.proj", "txt_in", "emb_in.proj_in", "vid_out.proj"),
+        uneven=True,
+        keeps=(
+            Keep(r"\.attn\.proj_qkv\.", EIGHT_BITS, "fused attention QKV: by structure"),
+            Keep(
+                r"\.mlp\.\w+\.proj_out$",
+                EIGHT_BITS,
+                "feed-forward down projection: by structure; plain FP8 of the 7B model is known "
+                "for artefacts (numz/SeedVR2_comfyUI)",
+            ),
+        ),
+        makes=("video", "image"),
+        known_as=("seedvr2_ema", "upscaler"),
+    ),
+    "kandinsky5": Family(
+        title="Kandinsky 5",
+        keys=(
+            r"visual_transformer_blocks\.0\.cross_attention\.key_norm\.weight ",
+            r"visual_embeddings\.in_layer\.weight ",
+        ),
+        variants={
+            "Image": r"visual_embeddings\.in_layer\.weight \[2560, 64\]",
+            "Video Pro": r"visual_embeddings\.in_layer\.weight \[4096, ",
+            "Video Lite": r"visual_embeddings\.in_layer\.weight \[1792, ",
+        },
+        blocks=(("visual_transformer_blocks",),),
+        beside=("text_transformer_blocks",),
+        outside=("visual_embeddings.in_layer", "text_embeddings.in_layer", "out_layer.out_layer"),
+        keeps=KANDINSKY_KEEPS,
+        makes=("video", "image"),
+        known_as=("kandinsky5lite", "kandinsky5pro"),
+    ),
+    # ComfyUI after 0.38 (comfy/ldm/kandinsky6), which computes the modulation in float32.
+    "kandinsky6": Family(
+        title="Kandinsky 6",
+        keys=(
+            r"visual_blocks\.0\.videoT\.self_attention\.query_norm\.weight ",
+            r"audio_embeddings\.in_layer\.weight ",
+        ),
+        variants={
+            "Pro": r"visual_embeddings\.in_layer\.weight \[4096, ",
+            "Lite": r"visual_embeddings\.in_layer\.weight \[1792, ",
+        },
+        blocks=(("visual_blocks",),),
+        beside=("video_text_transformer_blocks", "audio_text_transformer_blocks"),
+        outside=(
+            "visual_embeddings.in_layer",
+            "audio_embeddings.in_layer",
+            "out_layer.out_layer",
+            "audio_outLayer.out_layer",
+            "audio_pooled_text_embeddings.in_layer",
+            "video_text_embeddings.in_layer",
+            "video_time_embeddings.in_layer",
+        ),
+        keeps=(
+            Keep(
+                r"_modulation\.out_layer$", "16-bit", "modulation: ComfyUI computes it in float32"
+            ),
+            *KANDINSKY_KEEPS[1:],
+        ),
+        makes=("video", "audio"),
+        known_as=("kandinsky-6.0",),
+    ),
+    # ComfyUI 0.33. No published NVFP4 or K-quant of it was found: by structure.
+    "cogvideox": Family(
+        title="CogVideoX",
+        keys=(r"blocks\.0\.norm1\.linear\.weight ", r"patch_embed\.text_proj\.weight "),
+        variants={
+            "inpaint": r"patch_embed\.proj\.weight \[\d+, (48, |384\])",
+            "I2V": r"patch_embed\.proj\.weight \[\d+, (32, |256\])",
+            "T2V": r"patch_embed\.proj\.weight \[\d+, (16, |128\])",
+        },
+        blocks=(("blocks",),),
+        outside=("patch_embed.proj", "patch_embed.text_proj", "norm_out.linear", "proj_out"),
+        keeps=(
+            Keep(
+                r"\.norm[12]\.linear$", EIGHT_BITS, "modulation reaches every token: by structure"
+            ),
+            ATTENTION_V,
+            Keep(r"\.ff_out$", EIGHT_BITS, "feed-forward down projection: by structure"),
+        ),
+        known_as=("cogvideo",),
+    ),
+    "mochi": Family(
+        title="Mochi",
+        keys=(r"t5_yproj\.weight ", r"blocks\.0\.mod_x\.weight "),
+        blocks=(("blocks",),),
+        outside=("x_embedder.proj", "t5_yproj", "t_embedder.mlp.0", "final_layer.linear"),
+        uneven=True,
+        keeps=(
+            Keep(r"\.mod_[xy]$", EIGHT_BITS, "modulation reaches every token: by structure"),
+            Keep(r"\.attn\.qkv_[xy]$", EIGHT_BITS, "fused attention QKV: by structure"),
+            Keep(r"\.mlp_[xy]\.w2$", EIGHT_BITS, "feed-forward down projection: by structure"),
+        ),
+        known_as=("genmo",),
+    ),
+    # The first Cosmos: each block is three, self-attention, cross-attention and feed-forward.
+    "cosmos": Family(
+        title="Cosmos 1",
+        keys=(
+            r"blocks\.block0\.blocks\.0\.block\.attn\.to_q\.0\.weight ",
+            r"x_embedder\.proj\.1\.weight ",
+        ),
+        variants={"I2V": r"x_embedder\.proj\.1\.weight \[\d+, 72\]"},
+        blocks=(("blocks.block",),),
+        outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
+        keeps=(
+            Keep(
+                r"\.adaLN_modulation\.",
+                "16-bit",
+                "modulation reaches every token, and is small: as in Cosmos-Predict2",
+            ),
+            Keep(r"\.attn\.to_v\.0$", EIGHT_BITS, "attention V: by structure"),
+            Keep(r"\.block\.layer2$", EIGHT_BITS, "feed-forward down projection: by structure"),
+        ),
+        known_as=("cosmos-1.0", "cosmos 1.0 diffusion"),
     ),
 }
 
@@ -5615,7 +6080,7 @@ VIDEO_FAMILIES = {
 
 # Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
 # first, and models that make images are often built like older ones that make videos.
-FAMILIES = IMAGE_FAMILIES | VIDEO_FAMILIES | UNET_FAMILIES
+FAMILIES = IMAGE_FAMILIES | VIDEO_FAMILIES | AUDIO_FAMILIES | SOLID_FAMILIES | UNET_FAMILIES
 # All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(
@@ -8123,13 +8588,17 @@ def with_prompt(
 
 # ── nvfp4/names.py: Tell what the names of layers say: their kind, their order, whether a list can 
 
+# A block's number, where another part of the name follows; Cosmos has "blocks.block12.".
+BLOCK_NUMBER = re.compile(r"(?:(?<=\.)|(?<=\.block))\d+(?=\.[^.])")
+
+
 def kind_of(name: str) -> str:
     """Name the kind of a layer: its name without prefix, and `*` for its block's number.
 
     "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
     part of the name follows is a block's; names without such a number are returned as they are.
     """
-    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
+    return BLOCK_NUMBER.sub("*", bare(name), count=1)
 
 
 def natural_key(name: str) -> list[int | str]:
@@ -8154,7 +8623,7 @@ def block_of(name: str) -> str:
 
     As for `kind_of`, only the first number that another part of the name follows is a block's.
     """
-    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
+    found = BLOCK_NUMBER.search(bare(name))
     return bare(name)[: found.end()] if found else ""
 
 
@@ -20634,7 +21103,8 @@ def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> 
 def shape_rules(model: Model, eight: Format) -> list[Rule]:
     """Make rules that give NVFP4 layers without an FP4 matmul the format `eight`.
 
-    Layers of such shapes would load, but be decoded on every call.
+    Layers of such shapes would load, but be decoded on every call. Layers of fewer columns than a
+    block scale has stay 16-bit: their scales would take what packing saves.
     """
     linear = model.linear_weights
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
@@ -20647,14 +21117,22 @@ def shape_rules(model: Model, eight: Format) -> list[Rule]:
             if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
         ),
     }
+    few = Rule(
+        names=frozenset(ref.name for ref in linear if ref.shape[1] < BLOCK_SIZE),
+        precision=HALF,
+        reason=Reason(Why.SHAPE, f"fewer than {BLOCK_SIZE} columns"),
+    )
     return [
-        Rule(
-            names=frozenset(names),
-            precision=eight,
-            reason=Reason(Why.SHAPE, text),
-            instead_of=frozenset({NVFP4}),
-        )
-        for text, names in rows.items()
+        few,
+        *(
+            Rule(
+                names=frozenset(names),
+                precision=eight,
+                reason=Reason(Why.SHAPE, text),
+                instead_of=frozenset({NVFP4}),
+            )
+            for text, names in rows.items()
+        ),
     ]
 
 
@@ -26879,7 +27357,9 @@ def render_plan(report: Report) -> list[str]:
         # The first number in a name is the block's; only known families' blocks share a line, as
         # other numbers may count anything.
         number = (
-            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
+            None
+            if report.options.verbose
+            else re.search(r"(?:(?<=\.)|(?<=\.block))\d{1,9}(?=\.)", plan.ref.name)
         )
         name, block = plan.ref.name, 0
         if number and bare(name).startswith(TRANSFORMER_BLOCKS):
@@ -27157,7 +27637,7 @@ def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
     """Sort layers into the blocks of their families, and those outside of any."""
     families, outside = defaultdict(dict), []
     # Matched on bare names; a prefix is put before the family's name again.
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.?(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
     for layer in layers:
         name = bare(layer["name"])
         if found := inside.fullmatch(name):
@@ -28313,16 +28793,16 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
     """List what a model of this family, or of none, has to have and lacks: layers, blocks, tensors.
 
     Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
-    number there is; a block has to have what most blocks of its name have. In a model of no family
-    the first blocks or the last may have less than most, as in Mochi, SeedVR and Hunyuan3D.
+    number there is; a block has to have what half the blocks of its name have. In a model of no
+    family, or of an uneven one such as Mochi, the first blocks or the last may have less.
     """
     names = {bare(name) for name in model.tensors}
     missing = missing_beside(names, family) if family else []
     for run, blocks in sorted(runs_of(names, family).items()):
         missing += [f"{run}.{number}" for number in gaps(blocks)]
         counts = Counter(part for parts in blocks.values() for part in parts)
-        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
-        if not family:
+        usual = {part for part, count in counts.items() if 2 * count >= len(blocks)}
+        if not family or family.uneven:
             usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
         for number, parts in sorted(blocks.items()):
             missing += [f"{run}.{number}.{part}" for part in usual - parts]

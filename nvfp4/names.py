@@ -8,6 +8,9 @@ from collections.abc import Collection
 
 from nvfp4.model import bare
 
+# A block's number, where another part of the name follows; Cosmos has "blocks.block12.".
+BLOCK_NUMBER = re.compile(r"(?:(?<=\.)|(?<=\.block))\d+(?=\.[^.])")
+
 
 def kind_of(name: str) -> str:
     """Name the kind of a layer: its name without prefix, and `*` for its block's number.
@@ -15,7 +18,7 @@ def kind_of(name: str) -> str:
     "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
     part of the name follows is a block's; names without such a number are returned as they are.
     """
-    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
+    return BLOCK_NUMBER.sub("*", bare(name), count=1)
 
 
 def natural_key(name: str) -> list[int | str]:
@@ -40,7 +43,7 @@ def block_of(name: str) -> str:
 
     As for `kind_of`, only the first number that another part of the name follows is a block's.
     """
-    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
+    found = BLOCK_NUMBER.search(bare(name))
     return bare(name)[: found.end()] if found else ""
 
 

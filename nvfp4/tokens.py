@@ -60,6 +60,10 @@ BY_NAME = (
 )
 # The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
 LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
+KANDINSKY = (
+    Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
+    Runs(r"\.cross_attention\.to_(key|value)$", "text"),
+)
 # Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
 RUNS = {
     # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
@@ -128,6 +132,121 @@ RUNS = {
     # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
     "cosmos-predict2": TypicalRun(
         title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
+    ),
+    # 37 x 48 x 84 latents in patches of 1 x 2 x 2, and 40 of sound in two channels for each second,
+    # all in one sequence with the text. Sound has a time step of its own.
+    "minimax-h3": TypicalRun(
+        title=f"124 frames of 1344 x 768 with sound, {PROMPT} tokens of text",
+        counts={"image": 37296, "text": PROMPT, "audio": 414, "times": 2},
+        rules=(
+            Runs(r"adaln_proj\.linear$|^time_embedder\.", "times"),
+            Runs(r"^(condition_proj$|token_refiner\.)", "text"),
+            Runs(r"^(audio_patch_proj|final_layer\.audio_out)$", "audio"),
+            Runs(r"^blocks\.", "image+text+audio"),
+        ),
+    ),
+    # 6 x 90 x 160 latents in patches of 1 x 2 x 2; the text is always the same. Later blocks have
+    # one weight for both.
+    "seedvr2": TypicalRun(
+        title="21 frames of 1280 x 720",
+        counts={"image": 21600, "text": 58},
+        rules=(Runs(r"^emb_in\.", "once"), Runs(r"\.all(\.|$)", "image+text")),
+    ),
+    # 31 x 64 x 96 latents in patches of 1 x 2 x 2.
+    "kandinsky5": TypicalRun(
+        title=f"121 frames of 768 x 512, {PROMPT} tokens of text",
+        counts={"image": 47616, "text": PROMPT},
+        rules=KANDINSKY,
+    ),
+    # 31 x 60 x 108 latents in patches of 1 x 2 x 2, and 43 of sound for each second.
+    "kandinsky6": TypicalRun(
+        title=f"121 frames of 864 x 480 with sound, {PROMPT} tokens of text",
+        counts={"image": 50220, "text": PROMPT, "audio": 217},
+        rules=(
+            *KANDINSKY,
+            Runs(r"\.va_cross_attention\.to_(key|value)$", "audio"),
+            Runs(r"\.av_cross_attention\.(to_query|out_layer)$", "audio"),
+            Runs(r"^audio_text_", "text"),
+            Runs(r"\.audioT\.|^audio_(embeddings|outLayer)\.", "audio"),
+        ),
+    ),
+    # 13 x 60 x 90 latents in patches of 1 x 2 x 2.
+    "cogvideox": TypicalRun(
+        title="49 frames of 720 x 480, 226 tokens of text",
+        counts={"image": 17550, "text": 226},
+        rules=(
+            Runs(r"\.norm[12]\.linear$|^ofs_embedding_", "once"),
+            Runs(r"^blocks\.", "image+text"),
+        ),
+    ),
+    # 5 x 60 x 106 latents in patches of 1 x 2 x 2.
+    "mochi": TypicalRun(
+        title="25 frames of 848 x 480, 256 tokens of text",
+        counts={"image": 7950, "text": 256},
+        rules=(
+            Runs(r"\.mod_[xy]$|^final_layer\.mod$|^t5_y_embedder\.to_(q|out)$", "once"),
+            Runs(r"^t5_y|\.(qkv|proj)_y$|\.mlp_y\.", "text"),
+        ),
+    ),
+    # 16 x 88 x 160 latents in patches of 1 x 2 x 2.
+    "cosmos": TypicalRun(
+        title="121 frames of 1280 x 704, 512 tokens of text",
+        counts={"image": 56320, "text": 512},
+        rules=(Runs(r"\.blocks\.1\.block\.attn\.to_[kv]\.0$", "text"),),
+    ),
+    # Of models that make sound, "image" is that. Lyrics are as long as the text is here.
+    "ace-step": TypicalRun(
+        title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
+        counts={"image": 1291, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        rules=(
+            Runs(r"^speaker_embedder$", "once"),
+            Runs(r"^genre_embedder$", "prompt"),
+            Runs(r"^lyric_", "lyrics"),
+        ),
+    ),
+    "ace-step-1.5": TypicalRun(
+        title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
+        counts={"image": 1500, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        rules=(
+            Runs(r"^encoder\.text_projector$", "prompt"),
+            Runs(r"^encoder\.lyric_encoder\.", "lyrics"),
+            Runs(r"^decoder\.condition_embedder$", "text"),
+        ),
+    ),
+    "stable-audio": TypicalRun(
+        title="47.6 seconds, 130 tokens of text",
+        counts={"image": 1024, "text": 130},
+        rules=(Runs(r"^to_global_embed\.", "once"), Runs(r"^to_cond_embed\.", "text")),
+    ),
+    "minimax-music": TypicalRun(title="120 seconds", counts={"image": 3000, "text": 0}),
+    "yue2": TypicalRun(title="3000 latents", counts={"image": 3002, "text": 0}),
+    # Of models that make objects, "image" is the object and "text" the picture that it is made of.
+    "hunyuan3d-2": TypicalRun(
+        title="3072 latents, a picture of 518 x 518",
+        counts={"image": 3072, "text": 1370},
+        rules=(Runs(r"^cond_in$", "text"),),
+    ),
+    # The time step is a token of its own. Two of eight experts see each.
+    "hunyuan3d-2.1": TypicalRun(
+        title="4096 latents, a picture of 518 x 518",
+        counts={"image": 4096, "text": 1370, "routed": 1024},
+        rules=(
+            Runs(r"\.moe\.experts\.", "routed"),
+            Runs(r"^blocks\.\d+\.attn2\.to_[kv]$", "text"),
+            Runs(r"^blocks\.", "image+once"),
+        ),
+    ),
+    "trellis2": TypicalRun(
+        title="the structure, of a picture of 512 x 512", counts={"image": 4096, "text": 1029}
+    ),
+    "triposplat": TypicalRun(
+        title="8192 latents, a picture of 1024 x 1024",
+        counts={"image": 8192, "text": 4101},
+        rules=(
+            Runs(r"^cond_embedder2?$", "text"),
+            Runs(r"^cam_", "once"),
+            Runs(r"^(blocks|repo_layers)\.", "image+text+once"),
+        ),
     ),
 }
 # For a model that is of no family.

@@ -53,6 +53,7 @@ class Family:
     outside: layers that every whole model of the family has beside its blocks, or one of several
         between bars, as models without a VAE have others: a shard lacks some.
     together: modules that a model has all of or none, as its variants add them.
+    uneven: whether its first or last blocks lack by design what most blocks have.
     edge_blocks: how many blocks stay 16-bit at each end.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
@@ -69,6 +70,7 @@ class Family:
     beside: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     together: tuple[tuple[str, ...], ...] = ()
+    uneven: bool = False
     edge_blocks: int = EDGE_BLOCKS
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
@@ -82,7 +84,7 @@ class Family:
         Block numbers of more than nine digits are hostile, and match nothing.
         """
         names = [*itertools.chain(*self.blocks), *self.beside]
-        return re.compile(rf"({'|'.join(map(re.escape, names))})\.(\d{{1,9}})\.")
+        return re.compile(rf"({'|'.join(map(re.escape, names))})\.?(\d{{1,9}})\.")
 
 
 # What K-quants of llama.cpp give more bits in diffusion models, by names that families share

@@ -15,7 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from nvfp4.dtypes import FP4_MATMUL_K, FP4_MATMUL_N
+from nvfp4.dtypes import BLOCK_SIZE, FP4_MATMUL_K, FP4_MATMUL_N
 from nvfp4.errors import ConvertError, examples
 from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.floats import FP32, HALF, KEPT
@@ -218,7 +218,8 @@ def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> 
 def shape_rules(model: Model, eight: Format) -> list[Rule]:
     """Make rules that give NVFP4 layers without an FP4 matmul the format `eight`.
 
-    Layers of such shapes would load, but be decoded on every call.
+    Layers of such shapes would load, but be decoded on every call. Layers of fewer columns than a
+    block scale has stay 16-bit: their scales would take what packing saves.
     """
     linear = model.linear_weights
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
@@ -231,14 +232,22 @@ def shape_rules(model: Model, eight: Format) -> list[Rule]:
             if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
         ),
     }
+    few = Rule(
+        names=frozenset(ref.name for ref in linear if ref.shape[1] < BLOCK_SIZE),
+        precision=HALF,
+        reason=Reason(Why.SHAPE, f"fewer than {BLOCK_SIZE} columns"),
+    )
     return [
-        Rule(
-            names=frozenset(names),
-            precision=eight,
-            reason=Reason(Why.SHAPE, text),
-            instead_of=frozenset({NVFP4}),
-        )
-        for text, names in rows.items()
+        few,
+        *(
+            Rule(
+                names=frozenset(names),
+                precision=eight,
+                reason=Reason(Why.SHAPE, text),
+                instead_of=frozenset({NVFP4}),
+            )
+            for text, names in rows.items()
+        ),
     ]
 
 

@@ -89,7 +89,7 @@ def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
     """Sort layers into the blocks of their families, and those outside of any."""
     families, outside = defaultdict(dict), []
     # Matched on bare names; a prefix is put before the family's name again.
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.?(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
     for layer in layers:
         name = bare(layer["name"])
         if found := inside.fullmatch(name):

@@ -189,7 +189,9 @@ def render_plan(report: Report) -> list[str]:
         # The first number in a name is the block's; only known families' blocks share a line, as
         # other numbers may count anything.
         number = (
-            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
+            None
+            if report.options.verbose
+            else re.search(r"(?:(?<=\.)|(?<=\.block))\d{1,9}(?=\.)", plan.ref.name)
         )
         name, block = plan.ref.name, 0
         if number and bare(name).startswith(TRANSFORMER_BLOCKS):

@@ -47,16 +47,16 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
     """List what a model of this family, or of none, has to have and lacks: layers, blocks, tensors.
 
     Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
-    number there is; a block has to have what most blocks of its name have. In a model of no family
-    the first blocks or the last may have less than most, as in Mochi, SeedVR and Hunyuan3D.
+    number there is; a block has to have what half the blocks of its name have. In a model of no
+    family, or of an uneven one such as Mochi, the first blocks or the last may have less.
     """
     names = {bare(name) for name in model.tensors}
     missing = missing_beside(names, family) if family else []
     for run, blocks in sorted(runs_of(names, family).items()):
         missing += [f"{run}.{number}" for number in gaps(blocks)]
         counts = Counter(part for parts in blocks.values() for part in parts)
-        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
-        if not family:
+        usual = {part for part, count in counts.items() if 2 * count >= len(blocks)}
+        if not family or family.uneven:
             usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
         for number, parts in sorted(blocks.items()):
             missing += [f"{run}.{number}.{part}" for part in usual - parts]

@@ -30,6 +30,7 @@ from support.make_families import (
     class_of,
     configuration,
     import_comfyui,
+    place_of,
     published,
 )
 
@@ -98,10 +99,8 @@ def build_watched(path: str, arguments: dict | str) -> Built:
     import torch
 
     operations = comfy.ops.mixed_precision_ops()
-    place = {"dtype": torch.bfloat16, "device": "meta", "operations": operations}
-    # Its quantiser counts levels in a tensor's values; linear layers have no weights yet.
-    if path.endswith("AceStepConditionGenerationModel"):
-        place["device"] = "cpu"
+    # Linear layers have no weights yet, on the CPU neither.
+    place = {"dtype": torch.bfloat16, "device": place_of(path), "operations": operations}
     return watched_model(class_of(path)(**place | configuration(arguments)), operations)
 
 
