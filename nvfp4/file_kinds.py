@@ -61,6 +61,9 @@ TEXT_ENCODERS = (
     # llama.cpp's names, in a GGUF.
     (r"(enc\.)?blk\.0\.attn_(q|qkv|k)\.", r"token_embd\.weight "),
 )
+UNKNOWN_ENCODER = (
+    "and none that is converted (--list-presets has those); ComfyUI loads what it knows as it is"
+)
 TIME_STEP = r"\S*(time_?(step)?_?(embed|in\.|proj)|t_embedder|x_embedder)"
 # ComfyUI maps the names of some of these, in 16 bits alone (comfy/model_detection.py,
 # convert_diffusers_mmdit): a layer's scales and configuration would be lost.
@@ -122,7 +125,7 @@ KINDS = (
         for title, (keys, absent) in DIFFUSERS_KEYS.items()
     ),
     *(
-        FileKind("a text encoder", "ComfyUI loads it with Load CLIP, as it is", keys, TIME_STEP)
+        FileKind("a text encoder", UNKNOWN_ENCODER, keys, TIME_STEP)
         for keys in TEXT_ENCODERS
     ),
     FileKind("a CLIP vision encoder", "ComfyUI loads it with Load CLIP Vision, as it is",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +44,10 @@ OTHER_PARTS = (
     "first_stage_model.", "vae.", "pretransform.", "clip_l.", "clip_g.", "clip_h.", "t5xxl.",
     "clip_l_vision.", "embedder.model.", "audio_vae.", "vocoder.", "text_embedding_projection.",
 )  # fmt: skip
+# Token embeddings of language models, which ComfyUI loads as text encoders. "model." is a part of
+# their names and no prefix, as in whole diffusion models: those have embedders of the time besides.
+LANGUAGE_MODELS = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
+TIME_EMBEDDERS = ("model.t_embedder", "model.x_embedder", "model.time_embed")
 # What a file is recognised by: names whose first number is one of these, of so many characters, and
 # so many of them. Published models have up to 700 such names.
 TOLD_NUMBERS, MAX_TOLD, MAX_LINES = ("0", "1", "2"), 200, 5000
@@ -178,6 +182,16 @@ class Lora(NamedTuple):
     strength: float
 
 
+class ModelPart(NamedTuple):
+    """Name a text encoder of a file that is converted: its row, a key of ENCODERS, and its prefix.
+
+    The prefix is "" where the encoder is the whole file.
+    """
+
+    row: str
+    prefix: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """Hold what a checkpoint's headers say.
@@ -188,6 +202,7 @@ class Model:
     stamps: of the files that are read while converting; what changes meanwhile is refused.
     quantised: how many layers of a source's diffusion model are quantised already, by the title
         of their format.
+    encoders: text encoders that are converted; the diffusion model, if there is one, is besides.
     """
 
     tensors: dict[str, TensorRef]
@@ -195,6 +210,7 @@ class Model:
     files: tuple[Path, ...]
     stamps: dict[Path, Stamp] = field(default_factory=dict)
     quantised: dict[str, int] = field(default_factory=dict)
+    encoders: tuple[ModelPart, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -208,9 +224,18 @@ class Model:
 
     @property
     def beside(self) -> dict[str, TensorRef]:
-        """Collect the tensors that are not of the diffusion model, such as a text encoder's."""
+        """Collect the tensors that are not of what is converted, such as a VAE's."""
         prefix = diffusion_prefix(self.tensors)
-        return {name: ref for name, ref in self.tensors.items() if is_beside(name, prefix)}
+        converted = tuple(part.prefix for part in self.encoders if part.prefix)
+        return {
+            name: ref
+            for name, ref in self.tensors.items()
+            if is_beside(name, prefix) and not name.startswith(converted)
+        }
+
+    def part_of(self, name: str) -> ModelPart | None:
+        """Find the text encoder that a tensor of this name is of; None for all others."""
+        return next((part for part in self.encoders if name.startswith(part.prefix)), None)
 
     @property
     def linear_weights(self) -> list[TensorRef]:
@@ -251,17 +276,26 @@ def diffusion_prefix(names: Iterable[str]) -> str:
     """Find the prefix of the diffusion model's tensors among all names of a file.
 
     Returns what ComfyUI takes for it, or else the first of PREFIXES that at least LEAST_PREFIXED of
-    the names have, or "". What has not that prefix, such as a text encoder or a VAE in the same
-    file, is not converted.
+    the names have, or "", which it is in a text encoder's own file. What has not that prefix, such
+    as a text encoder or a VAE in the same file, is not converted.
     """
     names = list(names)
     counts = {p: sum(name.startswith(p) for name in names) for p in COUNTED_PREFIXES}
     most = max(counts, key=counts.__getitem__)
     if counts[most] > LEAST_COUNTED:
         return most
+    if is_language_model(names):
+        return ""
     least = LEAST_PREFIXED * len(names)
     usual = (p for p in PREFIXES if sum(name.startswith(p) for name in names) >= least)
     return next(usual, "") if names else ""
+
+
+def is_language_model(names: Collection[str]) -> bool:
+    """Tell whether a file's names are those of a language model, and of no diffusion model."""
+    return any(name in names for name in LANGUAGE_MODELS) and not any(
+        name.startswith(TIME_EMBEDDERS) for name in names
+    )
 
 
 def header_text(shapes: Mapping[str, tuple[int, ...]]) -> str:

@@ -74,8 +74,12 @@ SHAPE_PATTERNS = shape_patterns()
 
 @lru_cache(maxsize=1 << 16)
 def not_linear(layer: str) -> NotLinear | None:
-    """Look up a layer, named without prefix, that is no linear layer in a class of ComfyUI."""
-    found = NOT_LINEAR.get(starred(layer))
+    """Look up a layer, named without prefix, that is no linear layer in a class of ComfyUI.
+
+    In language models "model." is no prefix for ComfyUI, and gone here all the same.
+    """
+    name = starred(layer)
+    found = NOT_LINEAR.get(name) or NOT_LINEAR.get(f"model.{name}")
     return NotLinear(*found) if found else None
 
 

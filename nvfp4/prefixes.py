@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import model_prefixes
+from nvfp4.families import ENCODERS, encoder_of, model_prefixes, renamed_prefixes, with_prefixes
 from nvfp4.file_kinds import FileKind, kind_of_file, lora_kind
 from nvfp4.model import (
     COMFYUI_PREFIX,
@@ -42,6 +42,11 @@ MERE_PARTS = (
 OWN_PARTS = {"core"}
 # Of MERE_PARTS, moving averages of the weights, which lie beside the weights themselves as a rule.
 AVERAGES = ("model_ema.", "ema_model.", "ema.", "module.model_ema.", "module.ema.")
+# What becomes of a text encoder that ComfyUI builds without its operations for quantised layers.
+HALF_ENCODER = (
+    "ComfyUI loads it with Load CLIP, and in 16 bits alone: it would read no scales of quantised "
+    "layers, so that the file goes over as it is"
+)
 
 
 class Renaming(NamedTuple):
@@ -49,12 +54,12 @@ class Renaming(NamedTuple):
 
     names: {name in the file: name for ComfyUI}, in the order of the file.
     lost: prefixes and wrappers that are in the file's names and not in ComfyUI's.
-    put: the prefix that the names of the model got instead, or "".
+    put: the prefix, or several, that the names of the model got instead, or "".
     """
 
     names: dict[str, str]
     lost: tuple[str, ...]
-    put: str
+    put: str = ""
 
     @property
     def note(self) -> str:
@@ -77,7 +82,16 @@ def comfyui_names(path: Path, tensors: Mapping[str, TensorRef]) -> Renaming:
     lost |= {"module." for name in names if WRAPPED.sub("", name) != names[name]}
     refuse_equal_names(path, names)
     refuse_averages(path, names)
-    prefix = only_prefix(path, {names[name]: ref.shape for name, ref in tensors.items()})
+    shapes = {names[name]: ref.shape for name, ref in tensors.items()}
+    if prefixes := renamed_prefixes(shapes):
+        names = {old: with_prefixes(name, prefixes) for old, name in names.items()}
+        refuse_equal_names(path, names)
+        there = {old for old in prefixes if any(name.startswith(old) for name in shapes)}
+        put = " and ".join(sorted({prefixes[old] for old in there}))
+        return Renaming(names, tuple(sorted(lost | there)), put)
+    if encoder_of(shapes)[0]:
+        return Renaming(names, tuple(sorted(lost)))
+    prefix = only_prefix(path, shapes)
     put = ""
     if prefix:
         put = "" if all(name.startswith(prefix) for name in names.values()) else COMFYUI_PREFIX
@@ -175,6 +189,7 @@ def comparable_names(path: Path, tensors: Mapping[str, TensorRef]) -> dict[str, 
 def file_kind(path: Path, tensors: Mapping[str, TensorRef]) -> FileKind | None:
     """Tell what a file is that is no diffusion model; None for what may be one, or is empty.
 
+    None stands for a text encoder that is converted, too; see `text_encoder`.
     Of a file that has more than a diffusion model, that alone is looked at.
     """
     # Prefixes of a LoRA are none of the model's.
@@ -184,10 +199,29 @@ def file_kind(path: Path, tensors: Mapping[str, TensorRef]) -> FileKind | None:
         names = comfyui_names(path, tensors).names
     except ConvertError:
         return None
-    prefix = diffusion_prefix(names.values())
     shapes = {names[name]: ref.shape for name, ref in tensors.items()}
+    if encoder_of(shapes)[0]:
+        return encoder_kind(shapes)
+    prefix = diffusion_prefix(names.values())
     own = {name: shape for name, shape in shapes.items() if not is_beside(name, prefix)}
     return kind_of_file(own or shapes, is_model=bool(model_prefixes(own)))
+
+
+def encoder_kind(shapes: Mapping[str, tuple[int, ...]]) -> FileKind | None:
+    """Tell a text encoder that is not converted, as ComfyUI loads no quantised layers of it."""
+    name, size = encoder_of(shapes)
+    if not name or not ENCODERS[name].half_only:
+        return None
+    return FileKind(f"a text encoder ({ENCODERS[name].title} {size})", HALF_ENCODER)
+
+
+def text_encoder(path: Path, tensors: Mapping[str, TensorRef]) -> tuple[str, str]:
+    """Find the text encoder that a whole file is: its row in ENCODERS and its size, or ""."""
+    try:
+        names = comfyui_names(path, tensors).names
+    except ConvertError:
+        return "", ""
+    return encoder_of({names[name]: ref.shape for name, ref in tensors.items()})
 
 
 def named_for_comfyui(path: Path, model: Model) -> tuple[Model, list[str]]:

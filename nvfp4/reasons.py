@@ -48,6 +48,8 @@ class Why(Enum):
     NO_INPUT_SCALE = auto()
     # Scaled FP8 has one switch for full-precision matmul, which holds for all its layers.
     SHARED_SWITCH = auto()
+    # ComfyUI multiplies text encoders in 16 bits or more, whatever their format.
+    ENCODER = auto()
     # A value that float16 cannot hold.
     FLOAT16 = auto()
 

@@ -249,6 +249,11 @@ RUNS = {
         ),
     ),
 }
+# For text encoders, which all are run once with a prompt.
+ENCODER_FAMILY = "text-encoder"
+ENCODER_RUN = TypicalRun(
+    title=f"a prompt of {PROMPT} tokens", counts={"image": PROMPT, "text": PROMPT}
+)
 # For a model that is of no family.
 ANY_RUN = TypicalRun(
     title=f"4096 tokens of an image, {PROMPT} of text, by the names of the layers",
@@ -257,8 +262,8 @@ ANY_RUN = TypicalRun(
 
 
 def typical_run(family: str) -> TypicalRun:
-    """Find the run of a family, a key of RUNS; of "" the one for models of no family."""
-    return RUNS.get(family, ANY_RUN)
+    """Find the run of a family, a key of RUNS or ENCODER_FAMILY; of "" that for models of none."""
+    return ENCODER_RUN if family == ENCODER_FAMILY else RUNS.get(family, ANY_RUN)
 
 
 @lru_cache(maxsize=1 << 16)

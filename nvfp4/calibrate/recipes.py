@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nvfp4.errors import ConvertError
-from nvfp4.families import FAMILIES, recognise
+from nvfp4.families import ROWS, recognise
 from nvfp4.model import Model
 
 
@@ -112,7 +112,7 @@ def sampling_of(model: Model) -> Sampling:
     family, variant = recognise(model)
     found = SAMPLINGS.get((family, variant))
     if found is None:
-        title = f"{FAMILIES[family].title} {variant}".strip() if family else "of no known family"
+        title = f"{ROWS[family].title} {variant}".strip() if family else "of no known family"
         raise ConvertError(
             f"{model.files[0]}: is {title}, for which no workflow comes with the program; give "
             "your own by --workflow"

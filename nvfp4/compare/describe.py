@@ -15,11 +15,12 @@ from nvfp4.compare.schemes import scheme_label, scheme_of
 from nvfp4.compare.sides import Side
 from nvfp4.compare.verdict import verdict
 from nvfp4.errors import in_number, one_line
-from nvfp4.families import recognise
+from nvfp4.families import ENCODERS, recognise
 from nvfp4.model import Model, bare
 from nvfp4.modules import not_linear
 from nvfp4.names import kind_of
 from nvfp4.read.checkpoint import file_bytes, header_layers
+from nvfp4.tokens import ENCODER_FAMILY
 from nvfp4.work import SMOOTHING_SINCE, Multiplied, work_data, work_of
 
 # Characters of a metadata value that are shown: a longer one would break the table's lines in a
@@ -59,6 +60,7 @@ def work_of_side(side: Side) -> dict | None:
     if side.is_gguf or side.kind:
         return None
     model, beside, found = side.model, side.model.beside, []
+    family, _ = recognise(model)
     for name, layer in side.layers.items():
         one = layer.expert(0) if layer.experts else layer
         if len(one.shape) != 2 or layer.weight.name in beside:
@@ -68,14 +70,14 @@ def work_of_side(side: Side) -> dict | None:
         if not_linear(name):
             continue
         scheme, weights = scheme_of(layer, side), math.prod(one.shape)
-        if one.format is None or not scheme.how:
+        if one.format is None or not scheme.how or family in ENCODERS:
             found.append(Multiplied(name, weights))
             continue
         since = SMOOTHING_SINCE if "pre_quant_scale" in layer.parts else one.format.since
         found.append(Multiplied(name, weights, scheme.word, since, one.format.since_kitchen))
     banks = (ref for ref in model.tensors.values() if ref.is_expert_bank)
     found += [Multiplied(bare(ref.layer), math.prod(ref.shape[1:])) for ref in banks]
-    return work_data(work_of(found, recognise(model)[0]))
+    return work_data(work_of(found, ENCODER_FAMILY if family in ENCODERS else family))
 
 
 def describe(side: Side, pattern: str = "") -> dict:

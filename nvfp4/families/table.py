@@ -11,6 +11,7 @@ import itertools
 import re
 
 from nvfp4.families.audio import AUDIO_FAMILIES
+from nvfp4.families.encoders import ENCODERS, encoder_of
 from nvfp4.families.image import IMAGE_FAMILIES
 from nvfp4.families.records import ANY_FAMILY
 from nvfp4.families.solid import SOLID_FAMILIES
@@ -21,11 +22,13 @@ from nvfp4.model import Model, bare, header_text
 # Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
 # first, and models that make images are often built like older ones that make videos.
 FAMILIES = IMAGE_FAMILIES | VIDEO_FAMILIES | AUDIO_FAMILIES | SOLID_FAMILIES | UNET_FAMILIES
+# Every row by its name, text encoders besides.
+ROWS = FAMILIES | ENCODERS
 # All names of blocks, each once, for reports that group layers by block.
 TRANSFORMER_BLOCKS = tuple(
     dict.fromkeys(
         name
-        for family in (ANY_FAMILY, *FAMILIES.values())
+        for family in (ANY_FAMILY, *ROWS.values())
         for name in (*itertools.chain(*family.blocks), *family.beside)
     )
 )
@@ -50,10 +53,13 @@ def model_prefixes(shapes: dict[str, tuple[int, ...]]) -> list[str]:
 
 
 def recognise(model: Model) -> tuple[str, str]:
-    """Find the model's row in FAMILIES: its name, and the variant's; each "" if there is none.
+    """Find the model's row in ROWS: its name, and the variant's; each "" if there is none.
 
     Only names and shapes are looked at.
     """
+    name, size = encoder_of({ref.name: ref.shape for ref in model.tensors.values()})
+    if name:
+        return name, size
     # One line for each tensor, so that a key may match name and shape together.
     header = header_text({bare(ref.name): ref.shape for ref in model.tensors.values()})
 
@@ -75,4 +81,9 @@ GENERAL_PRESETS = {
     "none": "nothing but what --include names",
 }
 # What --preset takes, "auto" first; `--help` lists them in this order.
-PRESETS = ("auto", *FAMILIES, *list(GENERAL_PRESETS)[1:])
+PRESETS = (
+    "auto",
+    *FAMILIES,
+    *(name for name, row in ENCODERS.items() if not row.half_only),
+    *list(GENERAL_PRESETS)[1:],
+)

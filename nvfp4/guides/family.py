@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import ANY_FAMILY, FAMILIES, ONE_STEP_HIGHER, Family, recognise
+from nvfp4.families import ANY_FAMILY, ONE_STEP_HIGHER, ROWS, Family, recognise
 from nvfp4.model import Model, bare
 from nvfp4.names import gaps
 from nvfp4.notes import Note, Rank
@@ -62,14 +62,14 @@ def repeated_blocks(model: Model) -> Family:
 
 
 def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
-    """Return the row of FAMILIES to go by, or one made for the source, and a note on the choice.
+    """Return the row of ROWS to go by, or one made for the source, and a note on the choice.
 
     With --preset auto that is the recognised family; with a family's name the source must be of it.
     Raises ConvertError where it is not, and where auto recognises none and no option names layers.
     """
     name, variant = recognise(model)
     preset = options.preset
-    known = FAMILIES.get(name, ANY_FAMILY)
+    known = ROWS.get(name, ANY_FAMILY)
     # With --preset all or none, or a GGUF alone, no row decides; notes may still need the family.
     if not options.has_family:
         return known, []

@@ -18,7 +18,14 @@ from nvfp4.options.option import (
     options_of,
 )
 from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
-from nvfp4.options.table import LEGACY_RECIPE, REPORT_KINDS, TARGET, Options, __version__
+from nvfp4.options.table import (
+    ACTIVATION_GROUPS,
+    LEGACY_RECIPE,
+    REPORT_KINDS,
+    TARGET,
+    Options,
+    __version__,
+)
 from nvfp4.options.tasks import (
     OPTIONS,
     OTHER_TASKS,
@@ -29,6 +36,7 @@ from nvfp4.options.tasks import (
 )
 
 __all__ = [
+    "ACTIVATION_GROUPS",
     "FULL_PRECISION_OPTIONS",
     "LEGACY_RECIPE",
     "MINIMUM_OPTIONS",

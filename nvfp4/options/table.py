@@ -83,6 +83,8 @@ INPUT_SCALES = "input scales (file before recording before summary before value)
 STATISTICS = "activation statistics"
 SENSITIVITY = "sensitivity"
 FULL_PRECISION = "full-precision matmul (W4A16 instead of W4A4)"
+# Of these, groups that tell how activations are multiplied, which is of no use in text encoders.
+ACTIVATION_GROUPS = (INPUT_SCALES, SENSITIVITY, FULL_PRECISION)
 
 # Kinds of values that only rows of this table have.
 DTYPE = Kind(choices=tuple(DTYPE_OPTIONS))

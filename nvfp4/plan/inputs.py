@@ -25,6 +25,7 @@ from nvfp4.model import Model, bare
 from nvfp4.notes import Note, Rank
 from nvfp4.options import FULL_PRECISION_OPTIONS, Options
 from nvfp4.plan.choosing import can_be, marked_format, preset_sensitive
+from nvfp4.plan.encoders import IN_16_BITS, encoder_weights
 from nvfp4.plan.presets import preset_reason, sensitive_names
 from nvfp4.plan.records import Rule, TensorPlan
 from nvfp4.plan.rules import BY_LAYER_CONFIG, select
@@ -114,6 +115,8 @@ def marks_by_precision(
         if option and getattr(options, option):
             why = Reason(Why.OPTION, "--" + option.replace("_", "-"))
             found[form] = [Mark(why, model.tensors.keys())]
+        if encoders := encoder_weights(model):
+            found[form] = [Mark(IN_16_BITS, encoders), *found[form]]
     return found, notes
 
 
@@ -131,7 +134,7 @@ def sensitive_floors(options: Options, model: Model, marks: list[Mark]) -> list[
     return [
         Rule(names=mark.names - kept, precision=form, reason=mark.reason)
         for mark in marks
-        if mark.reason is not BY_LAYER_CONFIG
+        if mark.reason not in (BY_LAYER_CONFIG, IN_16_BITS)
     ]
 
 

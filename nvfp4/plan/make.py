@@ -26,6 +26,7 @@ from nvfp4.notes import Note, Rank
 from nvfp4.options import LEGACY_RECIPE, TARGET, Options
 from nvfp4.plan.choosing import can_be, format_called
 from nvfp4.plan.contract import contract_notes
+from nvfp4.plan.encoders import IN_16_BITS, refuse_idle
 from nvfp4.plan.inputs import (
     as_scaled_fp8,
     attach_recording,
@@ -49,16 +50,19 @@ def make_plans(
     scale is no positive float32, and if nothing would be quantised.
     """
     refuse_for_kept(options, model)
+    refuse_idle(options, model, guides)
     choices = choice_rules(options, model, guides, chosen or {})
     marks, unknown = marks_by_precision(options, model, guides)
-    floors = [*floor_rules(options, model, guides.settings), *measured_floors(guides)]
+    floors = [*floor_rules(options, model, guides), *measured_floors(guides)]
     floors += sensitive_floors(options, model, marks[NVFP4])
     floors += kept_marks(options, marks[NVFP4], {*(chosen or {})})
     plans, scales = [], guides.scales
     for ref in model.tensors.values():
         rule = fitted(options, decide(ref.name, choices, floors), ref)
         plan = plan_tensor(ref, rule, DTYPE_OPTIONS[options.dtype])
-        if plan.is_quantised and not plan.is_looked_up:
+        if ref.config and model.part_of(ref.name):
+            plan = dataclasses.replace(plan, full_precision=IN_16_BITS)
+        elif plan.is_quantised and not plan.is_looked_up:
             # The first mark that names the layer is the reason that the report gives.
             asked = (mark.reason for mark in marks[plan.precision] if ref.name in mark.names)
             marked = dataclasses.replace(plan, full_precision=next(asked, None))
@@ -259,8 +263,11 @@ def plan_notes(plans: list[TensorPlan], family: Family) -> list[str]:
         what = f"{100 * part:.0f} % of the linear weights are NVFP4: image models are known to give"
         how = "noise then; keep more layers with --exclude, --edge-blocks or --target-size"
         notes.append(Note(f"{what} {how}", Rank.WARNING))
-    marked = ("full_precision_matrix_mult" in plan.config for plan in layers if plan.config)
-    if packed and all(marked):
+    quantised = [plan for plan in layers if plan.config]
+    if any(plan.full_precision is IN_16_BITS for plan in quantised):
+        what = "ComfyUI multiplies text encoders in 16 bits: the file saves memory, and no time"
+        notes.append(Note(what, Rank.INFORMATION))
+    elif packed and all("full_precision_matrix_mult" in plan.config for plan in quantised):
         what = "no layer is W4A4: the file saves memory, and no time over 16-bit"
         notes.append(Note(what, Rank.NOTE))
     return notes

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nvfp4.cards import UNITS
-from nvfp4.families import recognise
+from nvfp4.families import ENCODERS, recognise
 from nvfp4.model import Model, bare
 from nvfp4.plan.records import TensorPlan
-from nvfp4.tokens import tokens_of
+from nvfp4.reasons import Why
+from nvfp4.tokens import ENCODER_FAMILY, tokens_of
 from nvfp4.work import SMOOTHING_SINCE, Multiplied, Work, work_of
 
 
@@ -27,6 +28,8 @@ def multiplied(plan: TensorPlan) -> Multiplied:
     shape = plan.format.logical_shape(ref.shape[-2:], None) if ref.config else ref.shape
     is_marked = bool(plan.config.get("full_precision_matrix_mult"))
     word = plan.format.runs_as(shape, full_precision=is_marked)
+    if plan.full_precision and plan.full_precision.kind is Why.ENCODER:
+        word = "16bit"
     since = plan.format.since if plan.smoothing is None else SMOOTHING_SINCE
     return Multiplied(layer, weights, word, since, plan.format.since_kitchen)
 
@@ -45,9 +48,13 @@ def experts_in(plan: TensorPlan) -> int:
 
 
 def family_of(plans: Iterable[TensorPlan]) -> str:
-    """Find the family of a model by the plans of all its tensors; "" where it is of none."""
+    """Find the family of a model by the plans of all its tensors; "" where it is of none.
+
+    For a text encoder it is ENCODER_FAMILY.
+    """
     refs = {plan.ref.name: plan.ref for plan in plans}
-    return recognise(Model(tensors=refs, metadata={}, files=()))[0]
+    name, _ = recognise(Model(tensors=refs, metadata={}, files=()))
+    return ENCODER_FAMILY if name in ENCODERS else name
 
 
 def planned_work(plans: Iterable[TensorPlan]) -> Work:

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 
 from nvfp4.errors import ConvertError
-from nvfp4.families import ANY_FAMILY, EDGE_BLOCKS, EIGHT_BITS, FAMILIES, Family
+from nvfp4.families import ANY_FAMILY, EDGE_BLOCKS, EIGHT_BITS, HEAD, ROWS, Family, TextEncoder
 from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
@@ -74,7 +74,7 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
 
 def preset_reason(options: Options, family: Family) -> Reason:
     """Name the preset as the reason; for --preset auto the family that was recognised."""
-    name = next((name for name, row in FAMILIES.items() if row is family), "")
+    name = next((name for name, row in ROWS.items() if row is family), "")
     shown = name if options.preset == "auto" and name else options.preset
     return Reason(Why.FAMILY, f"--preset {shown}")
 
@@ -98,7 +98,7 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
     # Embedders and output layers have few weights, and all blocks depend on them.
     outside = frozenset(name for name, layer in every.items() if not family.inside.match(layer))
     reason = Reason(Why.FAMILY, "outside the transformer blocks")
-    key = next((name for name, row in FAMILIES.items() if row is family), "")
+    key = next((name for name, row in ROWS.items() if row is family), "")
     text = frozenset(name for name in outside if group_of(every[name], key) == "text")
     # --target-size may choose for what only the text goes through: errors of the others are in
     # every token, or in what modulates them.
@@ -106,6 +106,8 @@ def preset_rules(options: Options, model: Model, family: Family) -> list[Rule]:
         Rule(names=names, precision=HALF, reason=reason, is_open=names is text)
         for names in (text, outside - text)
     ]
+    if isinstance(family, TextEncoder):
+        rules = [*keep_rules(options, model, dataclasses.replace(family, keeps=(HEAD,))), *rules]
     rules += keep_rules(options, model, family)
     form = preset_sensitive(options)
     if not form.takes_mark:

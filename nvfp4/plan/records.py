@@ -123,14 +123,23 @@ class TensorPlan:
         return self.format.has_nvfp4_input
 
     @property
+    def is_decoded(self) -> bool:
+        """Tell whether ComfyUI multiplies the layer by its decoded weight, for sure.
+
+        That is by a mark in its configuration; in text encoders it is so without one, too.
+        """
+        is_encoder = self.full_precision and self.full_precision.kind is Why.ENCODER
+        return bool(is_encoder) or "full_precision_matrix_mult" in self.config
+
+    @property
     def is_w4a4(self) -> bool:
         """Tell whether ComfyUI also quantises the layer's activations to 4 bits."""
-        return self.has_nvfp4_input and "full_precision_matrix_mult" not in self.config
+        return self.has_nvfp4_input and not self.is_decoded
 
     @property
     def quantises_input(self) -> bool:
         """Tell whether ComfyUI multiplies the layer with quantised activations where it can."""
-        return self.is_quantised and "full_precision_matrix_mult" not in self.config
+        return self.is_quantised and not self.is_decoded
 
     @property
     def kept_scale(self) -> float | None:

@@ -33,6 +33,7 @@ from nvfp4.plan.choosing import (
     unfit_reason,
 )
 from nvfp4.plan.contract import contract_rules, embedding_rules
+from nvfp4.plan.encoders import encoder_embeddings, encoder_rules, encoder_weights
 from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
 from nvfp4.reasons import Reason, Why
@@ -155,6 +156,7 @@ def choice_rules(
         *option_rules(options, model),
         *setting_rules(guides.settings, chosen),
     ]
+    rules += encoder_rules(options, model, guides)
     rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
     if guides.kinds is not None:
         # A tensor that the GGUF does not have gives no hint: 16-bit is safe.
@@ -165,10 +167,12 @@ def choice_rules(
         )
         return [*rules, *gguf_rules(guides.kinds, options), lacking]
     rules += [*preset_rules(options, model, guides.family), *embedding_rules(model)]
+    # ComfyUI computes a text encoder in the dtype of its last norm, and should not in float32.
+    wide = {name for name in encoder_weights(model) if model.tensors[name].dtype == "F32"}
     small = frozenset(
         ref.name
         for ref in model.tensors.values()
-        if not (ref.is_linear_weight or ref.coding)
+        if not (ref.is_linear_weight or ref.coding or ref.name in wide)
         and (len(ref.shape) <= 1 or re.search(KEEPS_SOURCE_PRECISION, bare(ref.name)))
     )
     if options.recipe == LEGACY_RECIPE:  # files of the older kind have one dtype for the rest
@@ -177,11 +181,11 @@ def choice_rules(
     return [*rules, Rule(names=small, precision=KEPT, reason=reason)]
 
 
-def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> list[Rule]:
+def floor_rules(options: Options, model: Model, guides: Guides) -> list[Rule]:
     """List least precisions: each rule that names a tensor can only raise it.
 
-    settings: of --layer-config, whose full names of layers count as those of --include do; what it
-    says goes before --formats and --card.
+    Of a --layer-config, full names of layers count as those of --include do; what it says goes
+    before --formats and --card.
     """
     linear, eight = model.linear_weights, eight_bit(options)
     rows = [
@@ -193,7 +197,7 @@ def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> 
         for option, switch in MINIMUM_OPTIONS.items()
         if option in options.minimums
     ]
-    settings = [*settings]
+    settings = guides.settings
     least, option = least_format(options)
     chosen = {ref.name for ref in linear}
     if not recipe_format(options):
@@ -202,6 +206,7 @@ def floor_rules(options: Options, model: Model, settings: Iterable[Setting]) -> 
     packed = [setting for setting in settings if setting.precision.is_quantised]
     named = frozenset().union(*(setting.names for setting in packed))
     embeddings = {name for name in named if model.tensors[name].is_embedding}
+    embeddings |= encoder_embeddings(options, model, guides)
     nonlinear = model.tensors.keys() - {ref.name for ref in linear} - embeddings
     rows.append((nonlinear, HALF, Reason(Why.SOURCE, "not a linear layer's weight")))
     included = (*options.include, *(setting.key for setting in packed))

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from nvfp4.asking.answers import NOT_ASKED
 from nvfp4.errors import examples, gigabytes, in_number
-from nvfp4.families import model_prefixes
+from nvfp4.families import encoder_of, model_prefixes
 from nvfp4.files import full_path
 from nvfp4.formats.base import readable_formats
 from nvfp4.options import __version__
@@ -95,8 +95,9 @@ def check_data(check: Check) -> dict:
     need = needed_comfyui(check.layers.values())
     forms = {name: layer.format for name, layer in check.layers.items() if layer.format}
     judged = {} if was_rounded_by_statistics(check.model.metadata) else check.damage
-    names, took = check.model.tensors, check.asked is not None and check.asked.is_known
-    known = took or bool(model_prefixes({name: ref.shape for name, ref in names.items()}))
+    took = check.asked is not None and check.asked.is_known
+    shapes = {name: ref.shape for name, ref in check.model.tensors.items()}
+    known = took or bool(model_prefixes(shapes) or encoder_of(shapes)[0])
     loads = check.kind is None and check.outcome < Outcome.WRONG
     sharded = check.model.shards > 0
     return {
@@ -125,7 +126,7 @@ def check_data(check: Check) -> dict:
         "measured": len(check.damage),
         "errors": errors_data(check.damage, forms),
         "outliers": outliers_data(judged, forms),
-        "load": loading_data(names, sharded=sharded, known=known) if loads else None,
+        "load": loading_data(shapes, sharded=sharded, known=known) if loads else None,
         "needs": {
             "comfyui": need.version or None,
             "comfy_kitchen": need.kitchen or None,

@@ -105,7 +105,7 @@ def matmul(plan: TensorPlan) -> str:
     # The mark is read from the configuration, as layers that were quantised in the source have it
     # only there.
     form = plan.format
-    activations = 16 if plan.config.get("full_precision_matrix_mult") else form.activation_bits
+    activations = 16 if plan.is_decoded else form.activation_bits
     return f"W{form.weight_bits}A{activations}"
 
 
@@ -165,9 +165,9 @@ def summary_data(report: Report) -> dict:
 def loading_of(report: Report) -> dict[str, str | None]:
     """Describe the next step in ComfyUI, for JSON."""
     took = report.asked is not None and report.asked.is_known
-    names = [plan.ref.name for plan in report.plans]
+    shapes = {plan.ref.name: plan.ref.shape for plan in report.plans}
     known = took or bool(family_of(report.plans))
-    return loading_data(names, sharded=report.options.output_sharded, known=known)
+    return loading_data(shapes, sharded=report.options.output_sharded, known=known)
 
 
 def report_data(report: Report) -> dict:

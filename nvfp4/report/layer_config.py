@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from nvfp4.formats.base import written_formats
 from nvfp4.guides.layer_config import UNQUANTISED_SETTINGS, config_key, setting_of
 from nvfp4.plan.records import TensorPlan
+from nvfp4.reasons import Why
 
 
 def layer_config(plans: Iterable[TensorPlan]) -> str:
@@ -29,7 +30,8 @@ def layer_config(plans: Iterable[TensorPlan]) -> str:
     for plan in plans:
         dtype = "" if plan.is_quantised or plan.precision.is_copy else plan.dtype
         entry = {"format": formats.get((plan.precision, dtype), "float32")}
-        if plan.full_precision:
+        # Text encoders are decoded without a mark, and some formats take none.
+        if plan.full_precision and plan.full_precision.kind is not Why.ENCODER:
             entry["full_precision_matrix_mult"] = True
         if plan.input_scale is not None:
             entry["input_scale"] = plan.input_scale

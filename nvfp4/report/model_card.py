@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from nvfp4.cards import CARDS, UNITS
 from nvfp4.errors import gigabytes, in_number, one_line, percentage
-from nvfp4.families import FAMILIES, recognise
+from nvfp4.families import ROWS, recognise
 from nvfp4.hub.path import HubPath
 from nvfp4.model import Model
 from nvfp4.options.as_typed import typed_command
@@ -88,10 +88,11 @@ def make_card(report: Report) -> CardFacts:
     """Gather what a card tells of a conversion."""
     refs = {plan.ref.name: plan.ref for plan in report.plans}
     name, variant = recognise(Model(tensors=refs, metadata={}, files=()))
-    family = FAMILIES.get(name)
+    family = ROWS.get(name)
     title = family.title if family else "Diffusion model"
     # A family of images may edit them, too, and one of videos begin with a picture.
-    usual = () if family is None else IMAGE_TASKS if "image" in family.makes else VIDEO_TASKS
+    makes = family.makes if family else ()
+    usual = IMAGE_TASKS if "image" in makes else VIDEO_TASKS if "video" in makes else ()
     return CardFacts(
         report=report,
         data=summary_data(report),

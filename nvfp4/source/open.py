@@ -15,11 +15,12 @@ from pathlib import Path
 
 from nvfp4.dtypes import ONE_BYTE
 from nvfp4.errors import ConvertError, examples, in_number
+from nvfp4.families import Size, encoder_size
 from nvfp4.file_kinds import FileKind, lora_kind
 from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
-from nvfp4.model import Coding, Model, Source, TensorRef, diffusion_prefix, is_beside
+from nvfp4.model import Coding, Model, ModelPart, Source, TensorRef, diffusion_prefix, is_beside
 from nvfp4.notes import Note, Rank
-from nvfp4.prefixes import file_kind, named_for_comfyui
+from nvfp4.prefixes import file_kind, named_for_comfyui, text_encoder
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import open_model
 from nvfp4.read.origin import origin_text
@@ -54,6 +55,10 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
             "16- or 32-bit model"
         )
     refuse_kind(path, file_kind(path, model.tensors))
+    encoder, size = text_encoder(path, model.tensors)
+    if encoder:
+        model = dataclasses.replace(model, encoders=(ModelPart(encoder),))
+        notes += tokenizer_notes(path, model, encoder_size(encoder, size))
     layers = stored_layers(model)
     tensors, scales = adopted_tensors(path, model, layers)
     inner = [ref for name, ref in tensors.items() if name not in beside]
@@ -78,9 +83,17 @@ def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
 
 
 def refuse_kind(path: Path, kind: FileKind | None) -> None:
-    """Raise ConvertError for a file that is of a known kind other than a model to convert."""
+    """Raise ConvertError for a file that is of a known kind other than one to convert."""
     if kind:
         raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
+
+
+def tokenizer_notes(path: Path, model: Model, size: Size) -> list[str]:
+    """Warn of a text encoder without the tokenizer that ComfyUI takes from the same file."""
+    if not size.tokenizer or size.tokenizer in model.tensors:
+        return []
+    what = f"{path.name} lacks {size.tokenizer}, the tokenizer that ComfyUI takes from this file"
+    return [Note(f"{what}; the file repackaged for ComfyUI has it", Rank.WARNING)]
 
 
 def count_quantised(layers: dict[str, StoredLayer], beside: Container[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import FAMILIES, Family, recognise
+from nvfp4.families import ROWS, Family, TextEncoder, recognise
 from nvfp4.guides.family import LEAST_REPEATS
 from nvfp4.model import Model, bare
 from nvfp4.names import block_of, gaps
@@ -31,7 +31,7 @@ def refuse_part(path: Path, model: Model) -> list[str]:
     ComfyUI would load such a file, leave what is missing at random values, and make noise. Of a
     model of no known family, whose blocks may differ by design, a note tells what they lack.
     """
-    family = FAMILIES.get(recognise(model)[0])
+    family = ROWS.get(recognise(model)[0])
     missing = missing_parts(model, family)
     shard = f"one shard of several: it lacks {examples(missing)}"
     if family and missing:
@@ -54,6 +54,8 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
     missing = missing_beside(names, family) if family else []
     for run, blocks in sorted(runs_of(names, family).items()):
         missing += [f"{run}.{number}" for number in gaps(blocks)]
+        if isinstance(family, TextEncoder) and family.uneven:
+            continue
         counts = Counter(part for parts in blocks.values() for part in parts)
         usual = {part for part, count in counts.items() if 2 * count >= len(blocks)}
         if not family or family.uneven:

@@ -25,13 +25,15 @@ from nvfp4.formats.scaled_fp8 import SCALED_FP8
 from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
 from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
-from nvfp4.prefixes import comfyui_names, file_kind
+from nvfp4.prefixes import comfyui_names, file_kind, text_encoder
 from nvfp4.quantisers import quantiser_of
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.tensors import load, load_part
 from nvfp4.stored.defects import Finding
 from nvfp4.stored.layers import Marker, StoredLayer, find_markers, marker_for, undecodable
 
+# The output layer of a text encoder, where it has no prefix.
+LONE_HEAD = "lm_head.weight"
 # No trained model has a weight as large as this; FP8 codes without their scale reach 448.
 LARGE_WEIGHT = 100.0
 # The share of large numbers up to which they may be outliers of a weight that was merely cast. A
@@ -72,11 +74,11 @@ def lint(model: Model, layers: dict[str, StoredLayer], *, values: bool = True) -
 
     Raises ConvertError where a scale cannot be read.
     """
-    kind = file_kind(Path(), model.tensors)
+    kind, (encoder, _) = file_kind(Path(), model.tensors), text_encoder(Path(), model.tensors)
     facts = FileFacts(
         values=values,
         prefix=diffusion_prefix(model.tensors),
-        is_other=kind is not None and not kind.is_like_a_model,
+        is_other=bool(encoder) or (kind is not None and not kind.is_like_a_model),
         markers=tuple(find_markers(model)),
         unread=unread_scales(model.tensors),
     )
@@ -400,5 +402,7 @@ def lint_names(model: Model) -> list[Finding]:
     except ConvertError:
         # It has a model twice, of which ComfyUI takes one.
         return []
-    changed = next((old for old, name in renaming.names.items() if old != name), "")
+    # ComfyUI renames the weight of this one itself, without its scales.
+    renamed = {**renaming.names, LONE_HEAD: LONE_HEAD}
+    changed = next((old for old, name in renamed.items() if old != name), "")
     return [Finding(defect="prefix", name=changed)] if changed else []

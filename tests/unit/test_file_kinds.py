@@ -196,7 +196,7 @@ def test_a_quantised_text_encoder_is_checked_as_such(tmp_path, capsys):
     save_file(tensors, tmp_path / "te.safetensors")
     assert main(["--verify", str(tmp_path / "te.safetensors"), "--quiet"]) == 1
     printed = capsys.readouterr().out
-    assert "is a text encoder, not a diffusion model" in printed
+    assert "is a text encoder (T5 base), not a diffusion model" in printed
     assert "WRONG" in printed
 
 
