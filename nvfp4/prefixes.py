@@ -44,8 +44,8 @@ OWN_PARTS = {"core"}
 AVERAGES = ("model_ema.", "ema_model.", "ema.", "module.model_ema.", "module.ema.")
 # What becomes of a text encoder that ComfyUI builds without its operations for quantised layers.
 HALF_ENCODER = (
-    "ComfyUI loads it with Load CLIP, and in 16 bits alone: it would read no scales of quantised "
-    "layers, so that the file goes over as it is"
+    "ComfyUI loads it in 16 bits alone, and would read no scales of quantised layers: leave it as "
+    "it is"
 )
 
 
@@ -67,6 +67,10 @@ class Renaming(NamedTuple):
         if not self.lost:
             return ""
         instead = f"have {self.put} instead of" if self.put else "lose"
+        if self.lost == (HEAD_PREFIX,):
+            return (
+                f"names {instead} {HEAD_PREFIX}, as ComfyUI renames the weight without its scales"
+            )
         return f"names {instead} their {' and '.join(self.lost)}, which ComfyUI does not know"
 
 

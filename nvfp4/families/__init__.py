@@ -8,6 +8,7 @@ Nothing here needs torch.
 from nvfp4.families.encoders import (
     ENCODERS,
     HEAD,
+    HEAD_PREFIX,
     Size,
     TextEncoder,
     encoder_of,
@@ -52,6 +53,7 @@ __all__ = [
     "FAMILIES",
     "GENERAL_PRESETS",
     "HEAD",
+    "HEAD_PREFIX",
     "MODULATION",
     "MOST_NVFP4",
     "ONE_STEP_HIGHER",

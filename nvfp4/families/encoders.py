@@ -86,6 +86,8 @@ LLAMA_BLOCKS = (("layers",), ("language_model.layers",))
 VISION_BLOCKS = ("visual.blocks", "vision_model.encoder.layers")
 T5_23 = "encoder.block.23.layer.1.DenseReluDense"
 UMT5 = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+# Gemma 4's global attention has keys for values.
+LAYER_5_V = "model.layers.5.self_attn.v_proj.weight"
 LAYER_0, LAYER_47 = "model.layers.0", "model.layers.47"
 QWEN35 = "model.language_model.layers.0.linear_attn.A_log"
 QWEN35_NORM = "model.language_model.layers.0.input_layernorm.weight"
@@ -156,7 +158,7 @@ ENCODERS = {
             for title, has, lacks in (
                 ("31B", "model.layers.59.self_attn.q_norm.weight", ()),
                 ("12B", f"{LAYER_47}.self_attn.q_norm.weight",
-                 ("model.layers.5.self_attn.v_proj.weight",)),
+                 (LAYER_5_V,)),
                 ("E4B", "model.layers.41.self_attn.q_norm.weight",
                  (f"{LAYER_47}.self_attn.q_norm.weight",)),
                 ("E2B", "model.layers.34.self_attn.q_norm.weight",
@@ -171,7 +173,7 @@ ENCODERS = {
         beside=VISION_BLOCKS,
         keeps=LLAMA_KEEPS,
         sizes=(
-            Size("12B", (GEMMA, f"{LAYER_47}.self_attn.q_norm.weight"), (), ("ltxv",),
+            Size("12B", (GEMMA, f"{LAYER_47}.self_attn.q_norm.weight", LAYER_5_V), (), ("ltxv",),
                  "spiece_model"),
             Size("4B", (GEMMA, QWEN3), (), ("lumina2",), "spiece_model"),
         ),
@@ -195,7 +197,7 @@ ENCODERS = {
     ),
     "qwen2.5-vl": TextEncoder(
         title="Qwen2.5-VL",
-        known_as=("qwen_2.5_vl_7b", "Qwen-Image", "Hunyuan Image", "Hunyuan Video 1.5", "Kandinsky 5", "OmniGen2"),
+        known_as=("qwen_2.5_vl_7b", "Qwen-Image", "Hunyuan Image", "Kandinsky 5", "OmniGen2"),
         blocks=LLAMA_BLOCKS,
         beside=VISION_BLOCKS,
         keeps=LLAMA_KEEPS,
