@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nvfp4.errors import ConvertError, examples
-from nvfp4.families import ENCODERS, encoder_of, model_prefixes, renamed_prefixes, with_prefixes
+from nvfp4.families import (
+    ENCODERS,
+    HEAD_PREFIX,
+    encoder_of,
+    model_prefixes,
+    renamed_prefixes,
+    with_prefixes,
+)
 from nvfp4.file_kinds import FileKind, kind_of_file, lora_kind
 from nvfp4.model import (
     COMFYUI_PREFIX,
