@@ -2410,18 +2410,25 @@ NOT_LINEAR = {
     "diffusion_transformer.timestep_features": ("its own FourierFeatures", "MiniMaxMusic3DiT"),
     "double_stream_blocks.*.block.ff_i.gate": ("its own MoEGate", "HiDreamImageTransformer2DModel"),
     "embed_image_indicator": ("an Embedding", "Ideogram4Transformer2DModel"),
+    "embed_tokens": ("an Embedding", "Gemma4_12B, GptOssModel and 2 more"),
+    "embed_tokens_per_layer": ("an Embedding", "Gemma4_E2B"),
+    "embeddings.token_type_embeddings": ("an Embedding", "XLMRobertaModel"),
+    "embeddings.word_embeddings": ("an Embedding", "XLMRobertaModel"),
     "encoder.block.*.layer.*.SelfAttention.relative_attention_bias": ("an Embedding", "T5"),
+    "encoder.embed_tokens": ("an Embedding", "T5GemmaModel"),
     "label_emb": ("a plain Embedding", "UNetModel"),
-    "language_model.embed_tokens": ("an Embedding", "HiDreamO1Transformer"),
+    "language_model.embed_tokens": ("an Embedding", "HiDreamO1Transformer, Qwen35 and 1 more"),
     "language_model.model.embed_tokens": ("an Embedding", "SenseNovaU15"),
+    "layers.*.mlp.router": ("its own GptOssTopKRouter", "GptOssModel"),
     "llm_adapter.embed": ("an Embedding", "Anima"),
     "lyric_embs": ("an Embedding", "ACEStepTransformer2DModel"),
-    "model.embed_tokens": ("an Embedding", "Llama2"),
     "motion_encoder.dec.direction": ("its own Direction", "AnimateWanModel"),
     "motion_encoder.enc.fc.*": ("its own EqualLinear", "AnimateWanModel"),
     "shared": ("an Embedding", "T5"),
     "single_stream_blocks.*.block.ff_i.gate": ("its own MoEGate", "HiDreamImageTransformer2DModel"),
     "style_embedder": ("an Embedding", "HunYuanDiT"),
+    "text_model.embeddings.position_embedding": ("an Embedding", "CLIPTextModel"),
+    "text_model.embeddings.token_embedding": ("an Embedding", "CLIPTextModel"),
     "time_text_embed.addition_t_embedding": ("an Embedding", "QwenImageTransformer2DModel"),
     "timestep_features": ("its own FourierFeatures", "AudioDiffusionTransformer"),
     "tracker.sam_mask_decoder.iou_token": ("an Embedding", "SAM3Model"),
@@ -2431,7 +2438,8 @@ NOT_LINEAR = {
     "tracker.sam_prompt_encoder.not_a_point_embed": ("an Embedding", "SAM3Model"),
     "tracker.sam_prompt_encoder.point_embeddings.*": ("an Embedding", "SAM3Model"),
     "trainable_cond_mask": ("an Embedding", "WanModel_S2V"),
-    "visual.pos_embed": ("an Embedding", "HiDreamO1Transformer"),
+    "vision_model.embeddings.position_embedding": ("an Embedding", "Gemma3_12B"),
+    "visual.pos_embed": ("an Embedding", "HiDreamO1Transformer, Qwen35 and 1 more"),
     "visual_token_type_embeddings": ("an Embedding", "Kandinsky6"),
 }
 # {linear layer whose name or shape sounds like something else: rows for each column,
@@ -2453,6 +2461,7 @@ LINEAR_ALL_THE_SAME = {
     "encoder.lyric_encoder.embed_tokens": 0,
     "encoder.timbre_encoder.embed_tokens": 0,
     "genre_embedder": 0,
+    "layers.*.per_layer_input_gate": 0.1,
     "lyric_encoder.encoders.*.self_attn.linear_pos": 1.0,
     "ref_image_patch_embedder": 0,
     "speaker_embedder": 0,
@@ -2497,6 +2506,8 @@ SHAPE_READ = {
     "decoder.layers.0.mlp.gate_proj": (True, False, "AceStepConditionGeneration"),
     "decoder.layers.0.self_attn.q_proj": (True, False, "AceStepConditionGeneration"),
     "down_blocks.1.0.channelwise.0": (False, True, "StageB"),
+    "encoder.block.0.layer.0.SelfAttention.k": (True, False, "T5"),
+    "encoder.block.23.layer.1.DenseReluDense.wi_1": (True, False, "T5"),
     "encoder.lyric_encoder.layers.0.mlp.gate_proj": (True, False, "AceStepConditionGeneration"),
     "encoder.lyric_encoder.layers.0.self_attn.q_proj": (True, False, "AceStepConditionGeneration"),
     "extra_embedder.0": (False, True, "HunYuanDiT"),
@@ -2539,6 +2550,7 @@ SHAPE_READ = {
     "video_pooled_text_embeddings.in_layer": (False, True, "Kandinsky6"),
     "video_text_embeddings.in_layer": (False, True, "Kandinsky6"),
     "video_time_embeddings.out_layer": (True, False, "Kandinsky6"),
+    "visual.merger.linear_fc2": (True, False, "Qwen3VL"),
     "visual_blocks.0.audioT.feed_forward.in_layer": (True, False, "Kandinsky6"),
     "visual_blocks.0.va_modulation.out_layer": (True, False, "Kandinsky6"),
     "visual_blocks.0.videoT.feed_forward.in_layer": (True, False, "Kandinsky6"),
@@ -4654,6 +4666,10 @@ BY_NAME = (
 )
 # The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
 LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
+KANDINSKY = (
+    Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
+    Runs(r"\.cross_attention\.to_(key|value)$", "text"),
+)
 # Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
 RUNS = {
     # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
@@ -4722,6 +4738,121 @@ RUNS = {
     # 24 x 60 x 106 latents in patches of 1 x 2 x 2.
     "cosmos-predict2": TypicalRun(
         title="93 frames of 848 x 480, 512 tokens of text", counts={"image": 38160, "text": 512}
+    ),
+    # 37 x 48 x 84 latents in patches of 1 x 2 x 2, and 40 of sound in two channels for each second,
+    # all in one sequence with the text. Sound has a time step of its own.
+    "minimax-h3": TypicalRun(
+        title=f"124 frames of 1344 x 768 with sound, {PROMPT} tokens of text",
+        counts={"image": 37296, "text": PROMPT, "audio": 414, "times": 2},
+        rules=(
+            Runs(r"adaln_proj\.linear$|^time_embedder\.", "times"),
+            Runs(r"^(condition_proj$|token_refiner\.)", "text"),
+            Runs(r"^(audio_patch_proj|final_layer\.audio_out)$", "audio"),
+            Runs(r"^blocks\.", "image+text+audio"),
+        ),
+    ),
+    # 6 x 90 x 160 latents in patches of 1 x 2 x 2; the text is always the same. Later blocks have
+    # one weight for both.
+    "seedvr2": TypicalRun(
+        title="21 frames of 1280 x 720",
+        counts={"image": 21600, "text": 58},
+        rules=(Runs(r"^emb_in\.", "once"), Runs(r"\.all(\.|$)", "image+text")),
+    ),
+    # 31 x 64 x 96 latents in patches of 1 x 2 x 2.
+    "kandinsky5": TypicalRun(
+        title=f"121 frames of 768 x 512, {PROMPT} tokens of text",
+        counts={"image": 47616, "text": PROMPT},
+        rules=KANDINSKY,
+    ),
+    # 31 x 60 x 108 latents in patches of 1 x 2 x 2, and 43 of sound for each second.
+    "kandinsky6": TypicalRun(
+        title=f"121 frames of 864 x 480 with sound, {PROMPT} tokens of text",
+        counts={"image": 50220, "text": PROMPT, "audio": 217},
+        rules=(
+            *KANDINSKY,
+            Runs(r"\.va_cross_attention\.to_(key|value)$", "audio"),
+            Runs(r"\.av_cross_attention\.(to_query|out_layer)$", "audio"),
+            Runs(r"^audio_text_", "text"),
+            Runs(r"\.audioT\.|^audio_(embeddings|outLayer)\.", "audio"),
+        ),
+    ),
+    # 13 x 60 x 90 latents in patches of 1 x 2 x 2.
+    "cogvideox": TypicalRun(
+        title="49 frames of 720 x 480, 226 tokens of text",
+        counts={"image": 17550, "text": 226},
+        rules=(
+            Runs(r"\.norm[12]\.linear$|^ofs_embedding_", "once"),
+            Runs(r"^blocks\.", "image+text"),
+        ),
+    ),
+    # 5 x 60 x 106 latents in patches of 1 x 2 x 2.
+    "mochi": TypicalRun(
+        title="25 frames of 848 x 480, 256 tokens of text",
+        counts={"image": 7950, "text": 256},
+        rules=(
+            Runs(r"\.mod_[xy]$|^final_layer\.mod$|^t5_y_embedder\.to_(q|out)$", "once"),
+            Runs(r"^t5_y|\.(qkv|proj)_y$|\.mlp_y\.", "text"),
+        ),
+    ),
+    # 16 x 88 x 160 latents in patches of 1 x 2 x 2.
+    "cosmos": TypicalRun(
+        title="121 frames of 1280 x 704, 512 tokens of text",
+        counts={"image": 56320, "text": 512},
+        rules=(Runs(r"\.blocks\.1\.block\.attn\.to_[kv]\.0$", "text"),),
+    ),
+    # Of models that make sound, "image" is that. Lyrics are as long as the text is here.
+    "ace-step": TypicalRun(
+        title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
+        counts={"image": 1291, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        rules=(
+            Runs(r"^speaker_embedder$", "once"),
+            Runs(r"^genre_embedder$", "prompt"),
+            Runs(r"^lyric_", "lyrics"),
+        ),
+    ),
+    "ace-step-1.5": TypicalRun(
+        title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
+        counts={"image": 1500, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        rules=(
+            Runs(r"^encoder\.text_projector$", "prompt"),
+            Runs(r"^encoder\.lyric_encoder\.", "lyrics"),
+            Runs(r"^decoder\.condition_embedder$", "text"),
+        ),
+    ),
+    "stable-audio": TypicalRun(
+        title="47.6 seconds, 130 tokens of text",
+        counts={"image": 1024, "text": 130},
+        rules=(Runs(r"^to_global_embed\.", "once"), Runs(r"^to_cond_embed\.", "text")),
+    ),
+    "minimax-music": TypicalRun(title="120 seconds", counts={"image": 3000, "text": 0}),
+    "yue2": TypicalRun(title="3000 latents", counts={"image": 3002, "text": 0}),
+    # Of models that make objects, "image" is the object and "text" the picture that it is made of.
+    "hunyuan3d-2": TypicalRun(
+        title="3072 latents, a picture of 518 x 518",
+        counts={"image": 3072, "text": 1370},
+        rules=(Runs(r"^cond_in$", "text"),),
+    ),
+    # The time step is a token of its own. Two of eight experts see each.
+    "hunyuan3d-2.1": TypicalRun(
+        title="4096 latents, a picture of 518 x 518",
+        counts={"image": 4096, "text": 1370, "routed": 1024},
+        rules=(
+            Runs(r"\.moe\.experts\.", "routed"),
+            Runs(r"^blocks\.\d+\.attn2\.to_[kv]$", "text"),
+            Runs(r"^blocks\.", "image+once"),
+        ),
+    ),
+    "trellis2": TypicalRun(
+        title="the structure, of a picture of 512 x 512", counts={"image": 4096, "text": 1029}
+    ),
+    "triposplat": TypicalRun(
+        title="8192 latents, a picture of 1024 x 1024",
+        counts={"image": 8192, "text": 4101},
+        rules=(
+            Runs(r"^cond_embedder2?$", "text"),
+            Runs(r"^cam_", "once"),
+            Runs(r"^(blocks|repo_layers)\.", "image+text+once"),
+        ),
     ),
 }
 # For text encoders, which all are run once with a prompt.
@@ -5323,11 +5454,18 @@ class Keep(NamedTuple):
     layers: a regular expression that is searched for in their names, without the model's prefix.
     precision: EIGHT_BITS, for which --formats and --card choose the format, or "16-bit".
     why: the reason that the report gives, with the tool or file that does the same.
+    named: the layers in a word or two, for a table; "" where the reason begins with them.
     """
 
     layers: str
     precision: str
     why: str
+    named: str = ""
+
+    @property
+    def what(self) -> str:
+        """Say in a few words which layers these are."""
+        return self.named or re.split("[:,;(]", self.why, maxsplit=1)[0].strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -5344,7 +5482,9 @@ class Family:
     outside: layers that every whole model of the family has beside its blocks, or one of several
         between bars, as models without a VAE have others: a shard lacks some.
     together: modules that a model has all of or none, as its variants add them.
+    uneven: whether its first or last blocks lack by design what most blocks have.
     edge_blocks: how many blocks stay 16-bit at each end.
+    edges: the precision of these blocks, "16-bit" or EIGHT_BITS.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
     makes: what it makes, for --list-presets: "image", "video", "audio", "3D", "text". Where images
@@ -5360,7 +5500,9 @@ class Family:
     beside: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     together: tuple[tuple[str, ...], ...] = ()
+    uneven: bool = False
     edge_blocks: int = EDGE_BLOCKS
+    edges: str = "16-bit"
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
     makes: tuple[str, ...] = ("video",)
@@ -5373,7 +5515,7 @@ class Family:
         Block numbers of more than nine digits are hostile, and match nothing.
         """
         names = [*itertools.chain(*self.blocks), *self.beside]
-        return re.compile(rf"({'|'.join(map(re.escape, names))})\.(\d{{1,9}})\.")
+        return re.compile(rf"({'|'.join(map(re.escape, names))})\.?(\d{{1,9}})\.")
 
 
 # What K-quants of llama.cpp give more bits in diffusion models, by names that families share
@@ -5385,11 +5527,13 @@ ATTENTION_QKV = Keep(
     r"\.((img_|txt_)?attn[._](img_attn_|txt_attn_)?qkv|attention\.qkv|(img|txt)_attn_qkv)$",
     EIGHT_BITS,
     "fused attention QKV: Q6_K in a Q5_K_M",
+    "QKV",
 )
 DOWN_PROJECTION = Keep(
     r"\.(ffn\.2|net\.2|feed_forward\.w2|mlp\.layer2|mlp\.down_proj|mlp\.w2|fc2)$",
     EIGHT_BITS,
     "feed-forward down projection: Q6_K in a Q5_K_M",
+    "down projection",
 )
 # What --preset smart keeps, for models of unknown families.
 ONE_STEP_HIGHER = (ATTENTION_V, ATTENTION_QKV, DOWN_PROJECTION)
@@ -5398,6 +5542,7 @@ MODULATION = Keep(
     r"(_mod\.(lin|linear)|\.modulation\.(lin|linear))$",
     EIGHT_BITS,
     "modulation reaches every token: 16-bit in sglang's NVFP4 Flux",
+    "modulation",
 )
 TEXT_ATTENTION = Keep(
     r"\.txt_attn[._]",
@@ -5410,6 +5555,7 @@ ADALN_AND_MLP = (
         r"\.adaln_modulation_",
         "16-bit",
         "modulation reaches every token, and is small: 16-bit in bedovyy/comfy-dit-quantizer",
+        "modulation",
     ),
     Keep(
         r"\.mlp\.|\.v_proj$",
@@ -5428,6 +5574,91 @@ ANY_FAMILY = Family(
     blocks=(("blocks", "transformer_blocks", "double_blocks", "single_blocks", "layers"),),
     edge_blocks=0,
 )
+
+
+# ── nvfp4/families/audio.py: Families of models that make music and other sound: a row for each ───
+
+# The two that are built of stable-audio-tools' transformer.
+SOUND_KEEPS = (
+    Keep(r"\.to_(qkv|kv)$", EIGHT_BITS, "fused attention QKV: by structure"),
+    Keep(r"\.ff\.ff\.2$", EIGHT_BITS, "feed-forward down projection: by structure"),
+)
+# Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.33 where no comment says
+# otherwise). No published file says which layers of these are sensitive.
+AUDIO_FAMILIES = {
+    # Its feed-forward layers are convolutions.
+    "ace-step": Family(
+        title="ACE-Step",
+        keys=(
+            r"genre_embedder\.weight ",
+            r"transformer_blocks\.0\.cross_attn\.add_k_proj\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        outside=("genre_embedder", "speaker_embedder", "lyric_proj", "final_layer.linear"),
+        together=(("transformer_blocks.0.attn", "transformer_blocks.0.cross_attn"),),
+        keeps=(ATTENTION_V,),
+        makes=("audio",),
+        known_as=("ace_step",),
+    ),
+    "ace-step-1.5": Family(
+        title="ACE-Step 1.5",
+        keys=(
+            r"encoder\.lyric_encoder\.layers\.0\.input_layernorm\.weight ",
+            r"decoder\.layers\.0\.self_attn\.q_proj\.weight ",
+        ),
+        blocks=(("decoder.layers",),),
+        outside=(
+            "decoder.condition_embedder",
+            "encoder.text_projector",
+            "tokenizer.audio_acoustic_proj",
+            "detokenizer.proj_out",
+        ),
+        keeps=(ATTENTION_V, DOWN_PROJECTION),
+        makes=("audio",),
+        known_as=("acestep_v1.5", "acestep-v15", "ace step 1.5 xl"),
+    ),
+    "stable-audio": Family(
+        title="Stable Audio",
+        keys=(r"transformer\.rotary_pos_emb\.inv_freq ", r"to_cond_embed\.0\.weight "),
+        variants={"3": r"transformer\.global_cond_embedder\.0\.weight "},
+        blocks=(("transformer.layers",),),
+        outside=("transformer.project_in", "transformer.project_out", "to_cond_embed.0"),
+        keeps=SOUND_KEEPS,
+        makes=("audio",),
+        known_as=("stable-audio-open", "stable-audio-3"),
+    ),
+    "minimax-music": Family(
+        title="MiniMax Music 3",
+        keys=(r"cond_layer_logits ", r"latent_conditioners\.0\.weight "),
+        blocks=(("diffusion_transformer.transformer.layers",),),
+        outside=(
+            "diffusion_transformer.transformer.project_in",
+            "diffusion_transformer.transformer.project_out",
+        ),
+        together=(
+            (
+                "diffusion_transformer.transformer.layers.0.self_attn",
+                "diffusion_transformer.transformer.layers.0.ff",
+            ),
+        ),
+        keeps=SOUND_KEEPS,
+        makes=("audio",),
+        known_as=("minimax_music",),
+    ),
+    # ComfyUI 0.38. The blocks' full names begin with `model.`, as those of a text model.
+    "yue2": Family(
+        title="YuE 2",
+        keys=(r"vae2llm\.weight ", r"llm2vae\.weight ", r"latent_pos_embed\.pe "),
+        blocks=(("layers",),),
+        outside=("vae2llm", "llm2vae", "time_embedder.mlp.0"),
+        keeps=(
+            Keep(r"\.self_attn\.qkv_proj$", EIGHT_BITS, "fused attention QKV: by structure"),
+            DOWN_PROJECTION,
+        ),
+        makes=("audio",),
+        known_as=("yue",),
+    ),
+}
 
 
 # ── nvfp4/families/encoders.py: Text encoders that ComfyUI knows, as rows of a table, and how one i
@@ -5470,33 +5701,40 @@ class TextEncoder(Family):
     sizes: tuple[Size, ...]
     half_only: bool = False
     embeddings: str = EIGHT_BITS
-    edge_blocks: int = 0
+    edge_blocks: int = 1
+    edges: str = EIGHT_BITS
     makes: tuple[str, ...] = ("text",)
     uneven: bool = False
 
 
-# llama.cpp gives these more bits in all K-quants (llama-quant.cpp, llama_tensor_get_type).
+# By byte, these lower the error of the hidden states most: measured on trained encoders
+# (benchmarks/encoders.py, docs/encoders.md). Of V and down, llama.cpp's K-quants keep more as well.
 V_PROJECTION = Keep(
-    r"\.(v_proj|SelfAttention\.v)$", EIGHT_BITS, "attention V: more bits in llama.cpp's K-quants"
+    r"\.(v_proj|SelfAttention\.v)$", EIGHT_BITS, "attention V: most error by byte, as measured"
+)
+OUT_PROJECTION = Keep(
+    r"\.(o_proj|linear_attn\.out_proj|SelfAttention\.o)$",
+    EIGHT_BITS,
+    "attention output: much error by byte, as measured",
 )
 FFN_DOWN = Keep(
     r"\.(down_proj|DenseReluDense\.wo)$",
     EIGHT_BITS,
-    "feed-forward down projection: more bits in llama.cpp's K-quants",
+    "feed-forward down projection: large activations, and Q6_K in a Q5_K_M",
 )
-FUSED_QKV = Keep(
+LINEAR_QKV = Keep(
     r"\.in_proj_qkv$", EIGHT_BITS, "fused attention QKV: more bits in llama.cpp's K-quants"
 )
 VISION = Keep(
     r"^(model\.)?(visual|vision_model)\.",
-    EIGHT_BITS,
-    "vision tower: Q8_0 or more in llama.cpp's mmproj files",
+    "16-bit",
+    "vision tower: 16-bit in published NVFP4 encoders (6block/MiniMax-H3-Qwen3-VL-NVFP4)",
 )
 # Gates of a few rows, of linear attention, and what Gemma 4 adds in each block for single tokens.
 SMALL_GATES = Keep(
     r"\.(in_proj_[ab]|per_layer_\w+)$", "16-bit", "gates of a few rows: F32 or F16 in GGUFs"
 )
-LLAMA_KEEPS = (VISION, SMALL_GATES, V_PROJECTION, FUSED_QKV, FFN_DOWN)
+LLAMA_KEEPS = (VISION, SMALL_GATES, V_PROJECTION, OUT_PROJECTION, LINEAR_QKV, FFN_DOWN)
 # The head makes text of hidden states, and no picture; ComfyUI knows it as a linear layer.
 HEAD = Keep(r"(^|\.)lm_head$", EIGHT_BITS, "output layer: Q6_K or more in llama.cpp's K-quants")
 # Blocks of language models, in ComfyUI's names without prefix and in those of transformers.
@@ -5512,6 +5750,8 @@ QWEN35_NORM = "model.language_model.layers.0.input_layernorm.weight"
 QWEN3VL = "model.visual.deepstack_merger_list.0.norm.weight"
 QWEN3 = f"{LAYER_0}.self_attn.q_norm.weight"
 NORM_0 = f"{LAYER_0}.post_attention_layernorm.weight"
+# ComfyUI reads no quantised layers of a language model without this one.
+K_0 = f"{LAYER_0}.self_attn.k_proj.weight"
 GEMMA = f"{LAYER_0}.post_feedforward_layernorm.weight"
 ENCODERS = {
     "clip": TextEncoder(
@@ -5537,7 +5777,7 @@ ENCODERS = {
         title="T5",
         known_as=("umt5_xxl_fp16", "t5xxl_fp16", "t5-v1_1-xxl", "Wan", "Flux.1", "Chroma"),
         blocks=(("encoder.block",),),
-        keeps=(V_PROJECTION, FFN_DOWN),
+        keeps=(V_PROJECTION, OUT_PROJECTION, FFN_DOWN),
         sizes=(
             Size("umt5-xxl", (f"{T5_23}.wi_1.weight [10240", UMT5), (), ("wan",), "spiece_model"),
             Size(
@@ -5658,10 +5898,10 @@ ENCODERS = {
         blocks=LLAMA_BLOCKS,
         keeps=LLAMA_KEEPS,
         sizes=(
-            Size("4B", (QWEN3, f"{NORM_0} [2560"), types=("lumina2", "flux2")),
-            Size("2B", (QWEN3, f"{NORM_0} [2048"), types=("ovis",)),
-            Size("8B", (QWEN3, f"{NORM_0} [4096"), types=("flux2", "ideogram4")),
-            Size("0.6B", (QWEN3, f"{NORM_0} [1024")),
+            Size("4B", (QWEN3, K_0, f"{NORM_0} [2560"), types=("lumina2", "flux2")),
+            Size("2B", (QWEN3, K_0, f"{NORM_0} [2048"), types=("ovis",)),
+            Size("8B", (QWEN3, K_0, f"{NORM_0} [4096"), types=("flux2", "ideogram4")),
+            Size("0.6B", (QWEN3, K_0, f"{NORM_0} [1024")),
         ),
     ),
     "mistral-small": TextEncoder(
@@ -5670,9 +5910,9 @@ ENCODERS = {
         blocks=LLAMA_BLOCKS,
         keeps=LLAMA_KEEPS,
         sizes=(
-            Size("24B", (f"{NORM_0} [5120", NORM_0.replace(".0.", ".39.")), (QWEN3,), ("flux2",),
-                 "tekken_model"),
-            Size("24B, 30 of its 40 blocks", (f"{NORM_0} [5120",), (QWEN3,), ("flux2",),
+            Size("24B", (K_0, f"{NORM_0} [5120", NORM_0.replace(".0.", ".39.")), (QWEN3,),
+                 ("flux2",), "tekken_model"),
+            Size("24B, 30 of its 40 blocks", (K_0, f"{NORM_0} [5120",), (QWEN3,), ("flux2",),
                  "tekken_model"),
         ),
     ),
@@ -5681,14 +5921,14 @@ ENCODERS = {
         known_as=("ministral_3_3b", "ERNIE-Image"),
         blocks=LLAMA_BLOCKS,
         keeps=LLAMA_KEEPS,
-        sizes=(Size("3B", (f"{NORM_0} [3072",), (QWEN3,), (), "tekken_model"),),
+        sizes=(Size("3B", (K_0, f"{NORM_0} [3072",), (QWEN3,), (), "tekken_model"),),
     ),
     "llama3": TextEncoder(
         title="Llama 3",
         known_as=("llama_3.1_8b_instruct", "llava_llama3", "Hunyuan Video", "HiDream"),
         blocks=LLAMA_BLOCKS,
         keeps=LLAMA_KEEPS,
-        sizes=(Size("8B", (f"{NORM_0} [4096",), (QWEN3,), ("hidream", "hunyuan_video")),),
+        sizes=(Size("8B", (K_0, f"{NORM_0} [4096",), (QWEN3,), ("hidream", "hunyuan_video")),),
     ),
 }  # fmt: skip
 # Names of transformers' files that ComfyUI has otherwise: {prefix: ComfyUI's}. Nothing but prefixes
@@ -5782,6 +6022,7 @@ IMAGE_FAMILIES = {
                 r"\.(img|txt)_mod\.1$",
                 EIGHT_BITS,
                 "modulation reaches every token: FP8 in bedovyy/comfy-dit-quantizer",
+                "modulation",
             ),
             Keep(r"\.txt_mlp\.", EIGHT_BITS, "text MLP: FP8 in bedovyy/comfy-dit-quantizer"),
             ATTENTION_V,
@@ -5838,6 +6079,7 @@ IMAGE_FAMILIES = {
                 r"\.adaLN_modulation\.",
                 "16-bit",
                 "modulation reaches every token, and is small: 16-bit in convert-to-quant",
+                "modulation",
             ),
             Keep(
                 r"\.attention\.",
@@ -5867,6 +6109,73 @@ IMAGE_FAMILIES = {
 }
 
 
+# ── nvfp4/families/solid.py: Families of models that make 3D objects: a row for each ──────────────
+
+FUSED_QKV = Keep(
+    r"\.(self_attn\.to_qkv|cross_attn\.to_kv|attn\.qkv)$",
+    EIGHT_BITS,
+    "fused attention QKV: by structure",
+)
+MLP_DOWN = Keep(r"\.mlp\.mlp\.2$", EIGHT_BITS, "feed-forward down projection: by structure")
+# Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.33). No published file says
+# which layers of these are sensitive: the rows go by structure, Hunyuan3D 2 as Flux, which it is
+# built like.
+SOLID_FAMILIES = {
+    "hunyuan3d-2": Family(
+        title="Hunyuan3D 2",
+        keys=(r"latent_in\.weight ", r"cond_in\.weight ", r"double_blocks\.0\.img_attn\.qkv\."),
+        blocks=FLUX_BLOCKS,
+        outside=("latent_in", "cond_in", "time_in.in_layer", "final_layer.linear"),
+        keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
+        makes=("3D",),
+        known_as=("hunyuan3d-dit-v2", "hunyuan3d mini", "hunyuan3d turbo"),
+    ),
+    "hunyuan3d-2.1": Family(
+        title="Hunyuan3D 2.1",
+        keys=(r"x_embedder\.weight ", r"blocks\.0\.attn1\.k_norm\.weight "),
+        blocks=(("blocks",),),
+        outside=("x_embedder", "t_embedder.mlp.0", "final_layer.linear"),
+        uneven=True,
+        keeps=(
+            Keep(r"\.moe\.gate$", "16-bit", "router of the experts: small, and chooses for tokens"),
+            ATTENTION_V,
+            DOWN_PROJECTION,
+        ),
+        makes=("3D",),
+        known_as=("hunyuan_3d_v2.1", "hunyuan3d-dit-v2-1"),
+    ),
+    # Four models in one file: the structure, the shape in two sizes, the texture.
+    "trellis2": Family(
+        title="Trellis 2",
+        keys=(r"(img2shape|shape2txt)\.t_embedder\.mlp\.0\.weight ", r"structure_model\."),
+        variants={"Pixal3D": r"\w+\.blocks\.0\.cross_attn\.proj_linear\.weight "},
+        blocks=(
+            ("structure_model.blocks",),
+            ("img2shape.blocks",),
+            ("img2shape_512.blocks",),
+            ("shape2txt.blocks",),
+        ),
+        outside=(
+            "structure_model.input_layer",
+            "structure_model.out_layer",
+            "img2shape.input_layer|shape2txt.input_layer",
+            "img2shape_512.out_layer",
+        ),
+        keeps=(FUSED_QKV, MLP_DOWN),
+        makes=("3D",),
+        known_as=("trellis", "pixal3d"),
+    ),
+    "triposplat": Family(
+        title="TripoSplat",
+        keys=(r"cam_out_layer\.weight ", r"repo_layers\.0\.final_map\.weight "),
+        blocks=(("blocks",),),
+        outside=("input_layer", "t_embedder.mlp.0", "cond_embedder", "out_layer", "cam_out_layer"),
+        keeps=(FUSED_QKV, MLP_DOWN),
+        makes=("3D",),
+    ),
+}
+
+
 # ── nvfp4/families/unets.py: Families of UNets: a row for each ────────────────────────────────────
 
 UNET_FAMILIES: dict[str, Family] = {}
@@ -5874,6 +6183,12 @@ UNET_FAMILIES: dict[str, Family] = {}
 
 # ── nvfp4/families/video.py: Families of models that make videos: a row for each ──────────────────
 
+# No published file says which layers of Kandinsky are sensitive.
+KANDINSKY_KEEPS = (
+    Keep(r"_modulation\.out_layer$", EIGHT_BITS, "modulation reaches every token: by structure"),
+    Keep(r"\.to_value$", EIGHT_BITS, "attention V: by structure"),
+    Keep(r"\.feed_forward\.out_layer$", EIGHT_BITS, "feed-forward down projection: by structure"),
+)
 # Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.29 where no comment says
 # otherwise). What is outside the blocks stays 16-bit, as in every tool that these rows name.
 VIDEO_FAMILIES = {
@@ -5886,6 +6201,10 @@ VIDEO_FAMILIES = {
             "S2V": r"casual_audio_encoder\.encoder\.final_linear\.weight ",
             "HuMo": r"audio_proj\.audio_proj_glob_1\.layer\.bias ",
             "Animate": r"face_adapter\.fuser_blocks\.0\.k_norm\.weight ",
+            "SCAIL-2": r"patch_embedding_mask\.weight ",
+            "SCAIL": r"patch_embedding_pose\.weight ",
+            "Dancer": r"patch_embedding_global\.weight ",
+            "Fun Control": r"(ref_conv\.weight |patch_embedding\.weight \[\d+, 52,)",
             "I2V": r"(img_emb\.proj\.0\.bias |patch_embedding\.weight \[\d+, 36,)",
             "TI2V": r"patch_embedding\.weight \[\d+, 48,",
             "T2V": r"patch_embedding\.weight \[\d+, 16,",
@@ -5913,9 +6232,27 @@ VIDEO_FAMILIES = {
             DOWN_PROJECTION,
         ),
         full_precision=r"\bcross_attn\.",
+        # Animate 2, FlowRVS, Bernini and the self-forcing models have the names of I2V or T2V.
+        known_as=(
+            "wan2.1",
+            "wan2.2",
+            "wan animate 2",
+            "wan dancer",
+            "bernini",
+            "self forcing",
+            "flowrvs",
+            "skyreels v2",
+            "fastwan",
+            "lightx2v",
+        ),
     ),
     "ltx2": Family(
         title="LTX-2",
+        # 2.3 and 2.5 differ from each other by biases and one embedding, and from 2 by gates.
+        variants={
+            "2.5": r"keyframes_abs_pos_embedding ",
+            "2.3": r"prompt_adaln_single\.linear\.weight ",
+        },
         keys=(
             r"adaln_single\.emb\.timestep_embedder\.linear_1\.bias ",
             r"audio_adaln_single\.linear\.weight ",
@@ -5927,6 +6264,8 @@ VIDEO_FAMILIES = {
             ATTENTION_V,
             DOWN_PROJECTION,
         ),
+        makes=("video", "audio"),
+        known_as=("ltx-2.3", "ltx-2.5", "ltx 2.3", "ltx 2.5", "ltxav"),
     ),
     "ltx-video": Family(
         title="LTX-Video",
@@ -5941,17 +6280,179 @@ VIDEO_FAMILIES = {
     "hunyuan-video": Family(
         title="Hunyuan Video",
         keys=(r"txt_in\.individual_token_refiner\.blocks\.0\.norm1\.weight ",),
-        variants={"1.5": r"cond_type_embedding\.weight "},
+        variants={
+            "1.5": r"cond_type_embedding\.weight ",
+            "Image 2.1": r"img_in\.proj\.weight \[\d+, 64, 1, 1\]",
+            "I2V": r"img_in\.proj\.weight \[\d+, 33,",
+            "Skyreels I2V": r"img_in\.proj\.weight \[\d+, 32, 1, 2,",
+        },
         blocks=FLUX_BLOCKS,
         outside=("img_in.proj", "txt_in.input_embedder", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, ATTENTION_QKV),
+        makes=("video", "image"),
+        known_as=("hunyuanvideo", "hunyuan image 2.1", "hunyuanimage", "skyreels v1"),
     ),
     "cosmos-predict2": Family(
         title="Cosmos-Predict2",
+        variants={"I2V": r"x_embedder\.proj\.1\.weight \[\d+, 72\]"},
         keys=(r"blocks\.0\.mlp\.layer1\.weight ", r"x_embedder\.proj\.1\.weight "),
         blocks=(("blocks",),),
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
+        makes=("video", "image"),
+    ),
+    # ComfyUI 0.33. 13 of its 33 billion weights are the modulation, which files for ComfyUI have
+    # as a curve of 8 columns instead ("pruned").
+    "minimax-h3": Family(
+        title="MiniMax H3",
+        keys=(r"video_patch_proj\.weight ", r"audio_patch_proj\.weight "),
+        variants={"pruned": r"adaln_t_table "},
+        blocks=(("blocks",),),
+        beside=("token_refiner.blocks",),
+        outside=("video_patch_proj", "audio_patch_proj", "condition_proj", "final_layer.video_out"),
+        keeps=(
+            Keep(
+                r"^token_refiner\.",
+                EIGHT_BITS,
+                "text refiner: 16-bit in the NVFP4 files of MATLOWAI and DmitryDB",
+            ),
+            Keep(
+                r"\.adaln_proj\.linear$",
+                EIGHT_BITS,
+                "modulation reaches every token: 16-bit in intel-ai's MXFP8 file",
+            ),
+            Keep(
+                r"\.attn\.qkv_proj$",
+                EIGHT_BITS,
+                "QKV: INT8 in rockerBOO/minimax-h3-nvfp4-convrot, whose outputs have half to 0.7 "
+                "of the error of all NVFP4 (nynxz/MiniMax-H3-Experiments)",
+            ),
+            DOWN_PROJECTION,
+        ),
+        makes=("video", "audio"),
+        known_as=("minimax_h3", "minimaxh3", "fl2va", "ref2va", "10eros"),
+    ),
+    # ComfyUI 0.33. No file that says which layers are sensitive was found: by structure.
+    "seedvr2": Family(
+        title="SeedVR2",
+        keys=(r"positive_conditioning ", r"vid_in\.proj\.weight "),
+        blocks=(("blocks",),),
+        outside=("vid_in.proj", "txt_in", "emb_in.proj_in", "vid_out.proj"),
+        uneven=True,
+        keeps=(
+            Keep(r"\.attn\.proj_qkv\.", EIGHT_BITS, "fused attention QKV: by structure"),
+            Keep(
+                r"\.mlp\.\w+\.proj_out$",
+                EIGHT_BITS,
+                "feed-forward down projection: by structure; plain FP8 of the 7B model is known "
+                "for artefacts (numz/SeedVR2_comfyUI)",
+            ),
+        ),
+        makes=("video", "image"),
+        known_as=("seedvr2_ema", "upscaler"),
+    ),
+    "kandinsky5": Family(
+        title="Kandinsky 5",
+        keys=(
+            r"visual_transformer_blocks\.0\.cross_attention\.key_norm\.weight ",
+            r"visual_embeddings\.in_layer\.weight ",
+        ),
+        variants={
+            "Image": r"visual_embeddings\.in_layer\.weight \[2560, 64\]",
+            "Video Pro": r"visual_embeddings\.in_layer\.weight \[4096, ",
+            "Video Lite": r"visual_embeddings\.in_layer\.weight \[1792, ",
+        },
+        blocks=(("visual_transformer_blocks",),),
+        beside=("text_transformer_blocks",),
+        outside=("visual_embeddings.in_layer", "text_embeddings.in_layer", "out_layer.out_layer"),
+        keeps=KANDINSKY_KEEPS,
+        makes=("video", "image"),
+        known_as=("kandinsky5lite", "kandinsky5pro"),
+    ),
+    # ComfyUI after 0.38 (comfy/ldm/kandinsky6), which computes the modulation in float32.
+    "kandinsky6": Family(
+        title="Kandinsky 6",
+        keys=(
+            r"visual_blocks\.0\.videoT\.self_attention\.query_norm\.weight ",
+            r"audio_embeddings\.in_layer\.weight ",
+        ),
+        variants={
+            "Pro": r"visual_embeddings\.in_layer\.weight \[4096, ",
+            "Lite": r"visual_embeddings\.in_layer\.weight \[1792, ",
+        },
+        blocks=(("visual_blocks",),),
+        beside=("video_text_transformer_blocks", "audio_text_transformer_blocks"),
+        outside=(
+            "visual_embeddings.in_layer",
+            "audio_embeddings.in_layer",
+            "out_layer.out_layer",
+            "audio_outLayer.out_layer",
+            "audio_pooled_text_embeddings.in_layer",
+            "video_text_embeddings.in_layer",
+            "video_time_embeddings.in_layer",
+        ),
+        keeps=(
+            Keep(
+                r"_modulation\.out_layer$", "16-bit", "modulation: ComfyUI computes it in float32"
+            ),
+            *KANDINSKY_KEEPS[1:],
+        ),
+        makes=("video", "audio"),
+        known_as=("kandinsky-6.0",),
+    ),
+    # ComfyUI 0.33. No published NVFP4 or K-quant of it was found: by structure.
+    "cogvideox": Family(
+        title="CogVideoX",
+        keys=(r"blocks\.0\.norm1\.linear\.weight ", r"patch_embed\.text_proj\.weight "),
+        variants={
+            "inpaint": r"patch_embed\.proj\.weight \[\d+, (48, |384\])",
+            "I2V": r"patch_embed\.proj\.weight \[\d+, (32, |256\])",
+            "T2V": r"patch_embed\.proj\.weight \[\d+, (16, |128\])",
+        },
+        blocks=(("blocks",),),
+        outside=("patch_embed.proj", "patch_embed.text_proj", "norm_out.linear", "proj_out"),
+        keeps=(
+            Keep(
+                r"\.norm[12]\.linear$", EIGHT_BITS, "modulation reaches every token: by structure"
+            ),
+            ATTENTION_V,
+            Keep(r"\.ff_out$", EIGHT_BITS, "feed-forward down projection: by structure"),
+        ),
+        known_as=("cogvideo",),
+    ),
+    "mochi": Family(
+        title="Mochi",
+        keys=(r"t5_yproj\.weight ", r"blocks\.0\.mod_x\.weight "),
+        blocks=(("blocks",),),
+        outside=("x_embedder.proj", "t5_yproj", "t_embedder.mlp.0", "final_layer.linear"),
+        uneven=True,
+        keeps=(
+            Keep(r"\.mod_[xy]$", EIGHT_BITS, "modulation reaches every token: by structure"),
+            Keep(r"\.attn\.qkv_[xy]$", EIGHT_BITS, "fused attention QKV: by structure"),
+            Keep(r"\.mlp_[xy]\.w2$", EIGHT_BITS, "feed-forward down projection: by structure"),
+        ),
+        known_as=("genmo",),
+    ),
+    # The first Cosmos: each block is three, self-attention, cross-attention and feed-forward.
+    "cosmos": Family(
+        title="Cosmos 1",
+        keys=(
+            r"blocks\.block0\.blocks\.0\.block\.attn\.to_q\.0\.weight ",
+            r"x_embedder\.proj\.1\.weight ",
+        ),
+        variants={"I2V": r"x_embedder\.proj\.1\.weight \[\d+, 72\]"},
+        blocks=(("blocks.block",),),
+        outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
+        keeps=(
+            Keep(
+                r"\.adaLN_modulation\.",
+                "16-bit",
+                "modulation reaches every token, and is small: as in Cosmos-Predict2",
+            ),
+            Keep(r"\.attn\.to_v\.0$", EIGHT_BITS, "attention V: by structure"),
+            Keep(r"\.block\.layer2$", EIGHT_BITS, "feed-forward down projection: by structure"),
+        ),
+        known_as=("cosmos-1.0", "cosmos 1.0 diffusion"),
     ),
 }
 
@@ -5960,7 +6461,7 @@ VIDEO_FAMILIES = {
 
 # Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
 # first, and models that make images are often built like older ones that make videos.
-FAMILIES = IMAGE_FAMILIES | VIDEO_FAMILIES | UNET_FAMILIES
+FAMILIES = IMAGE_FAMILIES | VIDEO_FAMILIES | AUDIO_FAMILIES | SOLID_FAMILIES | UNET_FAMILIES
 # Every row by its name, text encoders besides.
 ROWS = FAMILIES | ENCODERS
 # All names of blocks, each once, for reports that group layers by block.
@@ -6758,6 +7259,9 @@ class CalibrationRun:
     second_moments: str = option("none", CALIBRATE,
         Kind(choices=("none", "inner blocks", "all")),
         "also record what rounding by statistics needs: gigabytes (default: {default})")
+    record_encoder: bool = option(False, CALIBRATE, SWITCH,
+        "record the text encoders, too, a recording for each: what rounding by statistics takes "
+        "when its file is converted")
     results: Path = option("nvfp4_calibration", CALIBRATE, FOLDER,
         "the folder for MODEL.log and MODEL.safetensors, made if missing; a recording that is "
         "there is added to (default: {default})")
@@ -7091,15 +7595,21 @@ def called_beside(script: str) -> str:
 
 
 class PrintAndExit(argparse.Action):
-    """Print a text, which is made only where it is asked for, and end the process with 0."""
+    """Print a text, which is made only where it is asked for, and end the process with 0.
 
-    def __init__(self, render: Callable[[], str], **facts: object):
-        super().__init__(nargs=0, default=argparse.SUPPRESS, **facts)
+    render: makes it of the words behind the option, which it takes where it has a metavar.
+    """
+
+    def __init__(self, render: Callable[[Sequence[str]], str], metavar: str = "", **facts: object):
+        nargs = "*" if metavar else 0
+        super().__init__(nargs=nargs, metavar=metavar, default=argparse.SUPPRESS, **facts)
         self.render = render
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, words: Sequence[str], *_: object
+    ) -> NoReturn:
         """Do so: argparse calls this where the option stands."""
-        parser.tell(self.render())
+        parser.tell(self.render(words))
         parser.exit()
 
 
@@ -7183,7 +7693,7 @@ class ArgumentReader(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
 
 
-# ── nvfp4/cli/description.py: The text of `--help` before the options, of `-h`, and of `--list-pres
+# ── nvfp4/cli/description.py: The text of `--help` before the options, and of `-h` ────────────────
 
 # Lines are at most 100 characters, as argparse prints them unchanged.
 DESCRIPTION = """\
@@ -7234,6 +7744,34 @@ All options: %(prog)s --help. Pages: docs/README.md of the repository"""
 # Columns of an option and its value in `-h`.
 EVERYDAY_WIDTH = 22
 
+
+def render_everyday(rows: Iterable[Option]) -> str:
+    """Write what `-h` prints: a line for each row that is everyday, and where the rest is."""
+    lines = [EVERYDAY_HEAD]
+    for row in rows:
+        if row.everyday:
+            # FILE[:STRENGTH] is FILE here, and choices have the option's own name.
+            value = row.kind.metavar.partition("[")[0] or row.name.upper() * bool(row.kind.choices)
+            shown = f"{row.flag} {value}" if row.group else row.flag
+            lines.append(f"  {shown:{EVERYDAY_WIDTH}}  {row.everyday}")
+    return "\n".join([*lines, EVERYDAY_TAIL])
+
+
+# ── nvfp4/cli/presets.py: The text of `--list-presets`: a table to search, and a preset in full whe
+
+# What models make, in the order of the table.
+MADE = ("image", "video", "audio", "3D", "text")
+# The least columns of the cells that give way where a terminal is narrow, and the headings.
+LEAST_CELL = 12
+HEADINGS = ("preset", "models", "makes", "8-bit", "also 16-bit")
+# A name of a published file is found by the whole of it where so many characters begin it.
+LEAST_BEGINNING = 5
+
+ABOUT_TABLE = (
+    "The other linear layers of the blocks are NVFP4; 16-bit are the edge blocks and what is "
+    "outside the blocks. --list-presets WORD finds a preset by anything that is known of it, and "
+    "shows one in full."
+)
 # Which layers outside the blocks are not settled.
 OPEN_TEXT = (
     "--target-size and --target-ratio may lower layers outside the blocks that the text alone goes "
@@ -7248,38 +7786,122 @@ BY_FORMATS = (
 )
 
 
-def render_everyday(rows: Iterable[Option]) -> str:
-    """Write what `-h` prints: a line for each row that is everyday, and where the rest is."""
-    lines = [EVERYDAY_HEAD]
-    for row in rows:
-        if row.everyday:
-            # FILE[:STRENGTH] is FILE here, and choices have the option's own name.
-            value = row.kind.metavar.partition("[")[0] or row.name.upper() * bool(row.kind.choices)
-            shown = f"{row.flag} {value}" if row.group else row.flag
-            lines.append(f"  {shown:{EVERYDAY_WIDTH}}  {row.everyday}")
-    return "\n".join([*lines, EVERYDAY_TAIL])
+def render_presets(words: Sequence[str] = ()) -> str:
+    """Write what `--list-presets` prints: all presets, or those that every one of some words fits.
 
-
-def render_presets() -> str:
-    """Write what `--list-presets` prints: each family's row, then the presets for any model.
-
-    A family has a line for each choice its preset makes, with the reason in brackets. Returns the
-    text without a line break at its end.
+    Where one is left, or is called so, it is shown in full. Returns the text without a line break
+    at its end; sentences are broken to the width of a terminal, and the table fits a page.
     """
-    lines = []
-    for name, family in FAMILIES.items():
-        # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
-        runs = " then ".join(f"{block}.N" for block in itertools.chain(*family.blocks))
-        ends = f"the first and last {family.edge_blocks} blocks" if family.edge_blocks else ""
-        lines += [f"{name}: {family.title}, in {runs}"]
-        lines += [f"  16-bit  {ends}, and what is outside the blocks"]
-        for keep in family.keeps:
-            lines.append(f"  {keep.precision:7} {keep.layers}  ({keep.why})")
-        lines += ["  NVFP4   the other linear layers of the blocks"]
-        if family.full_precision:
-            lines += [f"  W4A8    {family.full_precision}  (of what else is NVFP4)"]
-    lines += [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
-    return "\n".join([*lines, OPEN_TEXT, *BY_FORMATS])
+    width = stdout_width()
+    found = {name: row for name, row in FAMILIES.items() if fits(words, name, row)}
+    called = "-".join(words).lower()
+    chosen = called if called in FAMILIES else next(iter(found), "") if len(found) == 1 else ""
+    if chosen:
+        lines = in_full(chosen, FAMILIES[chosen])
+        others = [name for name in found if name != chosen]
+        lines += [f"See also: {', '.join(others)}"] if others else []
+    elif found:
+        lines = preset_table(found, width or MAX_WIDTH)
+        general = [f"{name}: {text}" for name, text in GENERAL_PRESETS.items()]
+        lines += ["", "for any model", *general] if not words else []
+        lines += ["", ABOUT_TABLE]
+    elif called in GENERAL_PRESETS:
+        lines = [f"{called}: {GENERAL_PRESETS[called]}"]
+    else:
+        hint = did_you_mean(called, [*FAMILIES, *GENERAL_PRESETS])
+        lines = [
+            f"no preset is for {' '.join(words)}{hint}",
+            "--preset smart takes any model by its structure; all presets: --list-presets",
+        ]
+    return "\n".join(itertools.chain(*(broken(line, width) or [""] for line in lines)))
+
+
+def plain(text: str) -> str:
+    """Reduce a text to what a search compares: letters and digits, in lower case."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def fits(words: Iterable[str], name: str, row: Family) -> bool:
+    """Tell whether each word is in something that is known of a preset.
+
+    A file's name is found by the beginnings of published names, too.
+    """
+    known = [plain(text) for text in (name, row.title, *row.variants, *row.known_as, *row.makes)]
+
+    def is_in(word: str) -> bool:
+        return any(
+            word in text or (len(text) >= LEAST_BEGINNING and word.startswith(text))
+            for text in known
+        )
+
+    return all(is_in(plain(word)) for word in words)
+
+
+def preset_table(rows: dict[str, Family], width: int) -> list[str]:
+    """Lay presets out, one on a line: by what they make, then by name."""
+
+    def place(one: tuple[str, Family]) -> tuple[int, str]:
+        return MADE.index(one[1].makes[0]), one[0]
+
+    cells = [
+        [
+            [name],
+            [row.title, *row.variants],
+            [*row.makes],
+            kept(row, EIGHT_BITS) or ["-"],
+            kept(row, "16-bit") or ["-"],
+        ]
+        for name, row in sorted(rows.items(), key=place)
+    ]
+    widths = column_widths(cells, width)
+    lines = [HEADINGS, *([*map(as_many_as_fit, line, widths)] for line in cells)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def column_widths(cells: list[list[list[str]]], width: int) -> list[int]:
+    """Give each column what it needs; where that is more than the line, the widest give way."""
+    columns = zip(HEADINGS, zip(*cells, strict=True), strict=True)
+    widths = [
+        max(len(heading), *(len(", ".join(cell)) for cell in column)) for heading, column in columns
+    ]
+    while sum(widths) + 2 * (len(widths) - 1) > width:
+        # Names of presets are typed, and stay whole.
+        widest = max(range(1, len(widths)), key=widths.__getitem__)
+        if widths[widest] <= LEAST_CELL:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def as_many_as_fit(items: list[str], width: int) -> str:
+    """Join items by commas; of those that do not fit into `width` their number is told."""
+    for count in range(len(items), 0, -1):
+        rest = f" +{len(items) - count}" if count < len(items) else ""
+        text = ", ".join(items[:count]) + rest
+        if len(text) <= width:
+            return text
+    return f"{items[0][: width - 2]}.."
+
+
+def kept(row: Family, precision: str) -> list[str]:
+    """Name in a few words what a preset keeps in a precision."""
+    return list(dict.fromkeys(keep.what for keep in row.keeps if keep.precision == precision))
+
+
+def in_full(name: str, row: Family) -> list[str]:
+    """Write all that a preset does, with a line for each choice and its reason in brackets."""
+    # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
+    runs = " then ".join(f"{block}.N" for block in itertools.chain(*row.blocks))
+    ends = f"the first and last {row.edge_blocks} blocks, and " if row.edge_blocks else ""
+    lines = [f"{name}: {row.title}, in {runs}; makes {' and '.join(row.makes)}"]
+    lines += [f"  variants: {', '.join(row.variants)}"] if row.variants else []
+    lines += [f"  known as: {', '.join(row.known_as)}"] if row.known_as else []
+    lines += [f"  16-bit  {ends}what is outside the blocks"]
+    lines += [f"  {keep.precision:7} {keep.layers}  ({keep.why})" for keep in row.keeps]
+    lines += ["  NVFP4   the other linear layers of the blocks"]
+    if row.full_precision:
+        lines += [f"  W4A8    {row.full_precision}  (of what else is NVFP4)"]
+    return [*lines, "", OPEN_TEXT, *BY_FORMATS]
 
 
 # ── nvfp4/cli/parse.py: Read the command line: a parser made of the options table ─────────────────
@@ -7311,13 +7933,20 @@ def build_parser(rows: Iterable[Option] = OPTIONS) -> ArgumentReader:
     parser = ArgumentReader(
         "convert_nvfp4.py", DESCRIPTION, render_everyday(rows), NO_OPTIONS, usage=USAGE
     )
-    recipes = partial(render_recipes, called_beside("convert_nvfp4.py"))
+
+    def recipes(_: Sequence[str]) -> str:
+        return render_recipes(called_beside("convert_nvfp4.py"))
+
     answers = {
-        "--list-presets": (render_presets, "what each preset does, and why"),
-        "--list-recipes": (recipes, "the recipes that --recipe-file knows by name"),
+        "--list-presets": (
+            render_presets,
+            "the presets, or those that WORD finds; one alone is shown in full, with its reasons",
+            "WORD",
+        ),
+        "--list-recipes": (recipes, "the recipes that --recipe-file knows by name", ""),
     }
-    for flag, (render, text) in answers.items():
-        parser.add_argument(flag, action=PrintAndExit, render=render, help=text)
+    for flag, (render, text, words) in answers.items():
+        parser.add_argument(flag, action=PrintAndExit, render=render, help=text, metavar=words)
     groups = {"": parser}
     for row in rows:
         if row.group not in groups:
@@ -7633,359 +8262,6 @@ def sampling_of(model: Model) -> Sampling:
             "your own by --workflow"
         )
     return found
-
-
-# ── nvfp4/calibrate/client.py: Talk to a ComfyUI on this machine: requests over HTTP, and the event
-
-# The server is asked on this address alone.
-LOOPBACK = "127.0.0.1"
-# Seconds for an answer: the server answers between two steps, which may take long.
-LONGEST_REPLY = 120
-# Seconds after which events are given up waiting for, so that a dead server and Ctrl-C are noticed.
-PATIENCE = 0.5
-# Frames of the websocket: kinds, and the bit that says a frame is the message's last.
-TEXT, CLOSE, PING, PONG, LAST = 1, 8, 9, 10, 0x80
-# Bytes of a message; previews are left out, and events are small.
-MOST_BYTES = 64_000_000
-
-
-def free_port() -> int:
-    """Find a port of the loopback that nobody listens on."""
-    with socket.socket() as found:
-        found.bind((LOOPBACK, 0))
-        return found.getsockname()[1]
-
-
-def ask_server(port: int, path: str, data: object = None) -> dict:
-    """Send a request, and return its JSON: a POST where there is data, else a GET.
-
-    Raises OSError where nobody answers, and ConvertError where the answer is no success, with what
-    the server says.
-    """
-    server = http.client.HTTPConnection(LOOPBACK, port, timeout=LONGEST_REPLY)
-    try:
-        body = None if data is None else json.dumps(data).encode()
-        headers = {} if data is None else {"Content-Type": "application/json"}
-        server.request("GET" if data is None else "POST", path, body, headers)
-        reply = server.getresponse()
-        text = reply.read()
-    except http.client.HTTPException as error:
-        raise ConnectionError(str(error)) from error
-    finally:
-        server.close()
-    try:
-        answer = json.loads(text) if text else {}
-    except ValueError:
-        answer = {}
-    if reply.status != http.client.OK:
-        raise ConvertError(f"ComfyUI refused the workflow: {refusal(answer) or reply.reason}")
-    return answer
-
-
-def refusal(answer: dict) -> str:
-    """Write in one line why ComfyUI did not take a workflow: what is wrong at which nodes."""
-    told = [
-        f"{found.get('class_type', node)}: {error.get('message')}: {error.get('details')}"
-        for node, found in (answer.get("node_errors") or {}).items()
-        for error in found.get("errors", ())
-    ]
-    told = told or [str((answer.get("error") or {}).get("message", ""))]
-    return one_line("; ".join(told))
-
-
-class Events:
-    """Read the events that ComfyUI sends to one of its clients: its websocket, RFC 6455."""
-
-    def __init__(self, port: int, client: str):
-        """Connect. Raises OSError where the server does not speak it."""
-        self.connection = socket.create_connection((LOOPBACK, port), LONGEST_REPLY)
-        self.held = b""
-        key = base64.b64encode(os.urandom(16)).decode()
-        request = (
-            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n"
-            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        self.connection.sendall(request.encode())
-        while b"\r\n\r\n" not in self.held:
-            self.receive()
-        head, self.held = self.held.split(b"\r\n\r\n", 1)
-        if b" 101 " not in head.split(b"\r\n")[0]:
-            raise ConnectionError("ComfyUI did not open its websocket")
-        self.connection.settimeout(PATIENCE)
-
-    def receive(self) -> None:
-        """Take in what came. Raises TimeoutError if nothing did, OSError if nothing will."""
-        more = self.connection.recv(1 << 16)
-        if not more or len(self.held) > MOST_BYTES:
-            raise ConnectionError("ComfyUI closed its websocket")
-        self.held += more
-
-    def take(self) -> Iterator[dict]:
-        """Yield the events that are there, or that come within PATIENCE: none may have come."""
-        frame = self.next_frame()
-        if frame is None:
-            with contextlib.suppress(TimeoutError):
-                self.receive()
-            frame = self.next_frame()
-        while frame is not None:
-            kind, content = frame
-            if kind == TEXT:
-                yield json.loads(content)
-            elif kind == PING:
-                # What a client sends is masked; a mask of zeros changes nothing.
-                content = content[:125]
-                self.connection.sendall(
-                    bytes([LAST | PONG, LAST | len(content)]) + bytes(4) + content
-                )
-            elif kind == CLOSE:
-                raise ConnectionError("ComfyUI closed its websocket")
-            frame = self.next_frame()
-
-    def next_frame(self) -> tuple[int, bytes] | None:
-        """Cut a whole frame off what was received: its kind and content; None until it is there.
-
-        ComfyUI sends each message in one frame.
-        """
-        if len(self.held) < 2:
-            return None
-        size, begin = self.held[1] & 0x7F, 2
-        if size >= 126:
-            begin = 4 if size == 126 else 10
-            size = int.from_bytes(self.held[2:begin], "big")
-        if len(self.held) < begin or len(self.held) < begin + size:
-            return None
-        kind, content = self.held[0] & 0x0F, self.held[begin : begin + size]
-        self.held = self.held[begin + size :]
-        return kind, content
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
-
-
-# ── nvfp4/calibrate/running.py: Start a user's ComfyUI without a window, beside what it has and cha
-
-# The node pack, beside the script or around it, and the folder that brings its recorder alone: the
-# user's ComfyUI may have the pack as well, whose other nodes cannot be loaded twice.
-PACK, RECORDER_ALONE = "comfyui_nvfp4", "nvfp4_recorder"
-RECORDER_MODULE = f"""\
-from .{PACK} import node_classes
-
-NODE_CLASS_MAPPINGS = {{node.GET_SCHEMA().node_id: node for node in node_classes("record")}}
-"""
-# Seconds until a ComfyUI answers: with many custom nodes, from a slow disk, it takes minutes.
-LONGEST_START = 900
-# Seconds that it has after Ctrl-C to end the step it is in, and to write what was recorded, and
-# those in which a process ends whose connections broke.
-LONGEST_STEP, LONGEST_END = 120, 5
-# Bytes at the end of what ComfyUI prints that are searched for its reason to end.
-LOG_END = 20_000
-# What a traceback of Python begins with; its first line that is not indented is the exception's.
-TRACEBACK = "Traceback (most recent call last):"
-# What to do about some reasons, by what is in their lines; {python} is ComfyUI's.
-NO_CARD = "on a computer without a card that torch can use, give --comfyui-args=--cpu"
-REMEDIES = {
-    "No module named": " for {python}; run this with the Python that ComfyUI runs with",
-    "Torch not compiled with CUDA enabled": f"; {NO_CARD}",
-    "Found no NVIDIA driver": f"; {NO_CARD}",
-    "No CUDA GPUs are available": f"; {NO_CARD}",
-}
-
-
-def find_pack() -> Path | None:
-    """Find the folder of the node pack beside this program, or around it; None without one."""
-    places = (HERE / PACK, HERE)
-    return next((one for one in places if (one / "second_moments.py").is_file()), None)
-
-
-class RunningComfyUI:
-    """Run a ComfyUI on a free port of the loopback, as a context; `events` is its websocket.
-
-    Its output, temporary and user folders are in a folder that is deleted at the end; the models'
-    own folders are added to those that it looks in.
-    """
-
-    def __init__(self, comfyui: ComfyUI, models: dict[str, Sequence[Path]], arguments: str):
-        """Say what to run.
-
-        models: {kind of folder, as ComfyUI calls it: files that are to be found}. arguments: of the
-        user, as a shell would take them.
-        """
-        self.comfyui, self.models = comfyui, models
-        # A backslash is part of a path on Windows, and escapes nothing.
-        text = arguments.replace("\\", "\\\\") if os.name == "nt" else arguments
-        try:
-            self.arguments = shlex.split(text)
-        except ValueError as error:
-            raise ConvertError(f"--comfyui-args: {error}") from error
-        self.port, self.client = free_port(), uuid.uuid4().hex
-        self.events = None
-
-    def __enter__(self) -> RunningComfyUI:
-        """Start it; `wait_until_ready` follows."""
-        self.folder = Path(tempfile.mkdtemp(prefix="nvfp4_calibration_"))
-        self.log = self.folder / "comfyui.txt"
-        self.process = None
-        return self
-
-    def start(self, *, own_nodes_only: bool, images: Iterable[Path] | None = None) -> None:
-        """Start the process. Raises ConvertError where that fails.
-
-        own_nodes_only: load no custom nodes of the user's, which start slowly and are not needed.
-        images: files that LoadImage finds, by their `input_name`; None for ComfyUI's own folder.
-        """
-        pack = find_pack()
-        words = [
-            "--listen", LOOPBACK, "--port", self.port, "--disable-auto-launch",
-            "--user-directory", self.folder / "user", "--output-directory", self.folder / "output",
-            "--temp-directory", self.folder, "--database-url", "sqlite:///:memory:",
-            "--extra-model-paths-config", self.folder / "paths.yaml",
-        ]  # fmt: skip
-        if images is not None:
-            words += ["--input-directory", self.folder / "input"]
-        if own_nodes_only and pack:
-            words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", RECORDER_ALONE]
-        script = self.comfyui.folder / "main.py"
-        command = server_command(self.comfyui.python, script, *map(str, words), *self.arguments)
-        with translated(self.folder, "cannot prepare a folder for ComfyUI"):
-            self.fill_folder(pack, images or ())
-        try:
-            with self.log.open("wb") as log:
-                self.process = start_server(command, log, self.comfyui.folder)
-        except OSError as error:
-            raise ConvertError(f"{self.comfyui.python} cannot be started: {error}") from error
-
-    def fill_folder(self, pack: Path | None, images: Iterable[Path]) -> None:
-        """Put into its folder what ComfyUI is to find: the pack, images, and where models are."""
-        for name in ("user", "output", "input"):
-            (self.folder / name).mkdir()
-        for number, image in enumerate(images):
-            shutil.copyfile(image, self.folder / "input" / input_name(number, image))
-        # A linked file is looked for beside the link, under the link's name.
-        places = {
-            kind: "\n".join(dict.fromkeys(str(full_path(path).parent) for path in files))
-            for kind, files in self.models.items()
-            if files
-        }
-        if pack:
-            nodes = self.folder / "custom_nodes"
-            copy = nodes / RECORDER_ALONE / PACK
-            copy.mkdir(parents=True)
-            for file in pack.glob("*.py"):
-                shutil.copy(file, copy)
-            (copy.parent / "__init__.py").write_text(RECORDER_MODULE, encoding="utf-8")
-            places["custom_nodes"] = str(nodes)
-        # JSON is YAML, too. These folders come before ComfyUI's own.
-        text = json.dumps({"nvfp4_calibration": places | {"is_default": True}})
-        (self.folder / "paths.yaml").write_text(text, encoding="utf-8")
-
-    def wait_until_ready(self) -> dict[str, dict]:
-        """Wait until it answers, and return what nodes it has: its /object_info.
-
-        Raises ConvertError where it ends, or takes more than LONGEST_START.
-        """
-        until = time.monotonic() + LONGEST_START
-        while time.monotonic() < until:
-            self.check()
-            try:
-                info = ask_server(self.port, "/object_info")
-                self.events = Events(self.port, self.client)
-            except OSError:
-                time.sleep(PATIENCE)
-            else:
-                return info
-        raise ConvertError(f"ComfyUI did not answer within {LONGEST_START} seconds")
-
-    def check(self) -> None:
-        """Raise ConvertError if the process has ended."""
-        status = self.process.poll()
-        if status is not None:
-            said = reason_in(self.log.read_bytes()[-LOG_END:].decode(errors="replace"))
-            remedy = next((text for words, text in REMEDIES.items() if words in said), "")
-            said = f": {one_line(said)[:EXCERPT]}" if said else ""
-            remedy = remedy.format(python=self.comfyui.python)
-            raise ConvertError(f"ComfyUI ended with status {status}{said}{remedy}")
-
-    def queue(self, workflow: dict[str, dict]) -> Iterator[dict]:
-        """Run a workflow, and yield its events until it is done; {} where none came for a while.
-
-        Raises ConvertError with ComfyUI's own words where it is refused, or fails.
-        """
-        given = {"prompt": workflow, "client_id": self.client}
-        prompt = ask_server(self.port, "/prompt", given)["prompt_id"]
-        while True:
-            self.check()
-            for event in (*self.heard(), {}):
-                data = event.get("data") or {}
-                if data.get("prompt_id") not in (None, prompt):
-                    continue
-                kind = event.get("type")
-                if kind == "execution_error":
-                    raise ConvertError(failure(data))
-                if kind == "execution_interrupted":
-                    raise ConvertError("ComfyUI was told by somebody else to stop")
-                yield event
-                if kind == "execution_success":
-                    return
-
-    def heard(self) -> list[dict]:
-        """Return the events that came. Raises ConvertError where the connection is broken."""
-        try:
-            return [*self.events.take()]
-        except OSError as error:
-            # The process may take a moment to be gone, and then tells more.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(LONGEST_END)
-            self.check()
-            raise ConvertError(f"the connection to ComfyUI broke: {error}") from error
-
-    def interrupt(self) -> None:
-        """Have it stop sampling, and wait until it has, so that recordings are written.
-
-        It may have ended already, or not have begun to answer: then there is nothing to wait for.
-        """
-        until = time.monotonic() + LONGEST_STEP
-        with contextlib.suppress(OSError, ConvertError):
-            ask_server(self.port, "/interrupt", {})
-            while time.monotonic() < until and self.process.poll() is None:
-                if not ask_server(self.port, "/queue")["queue_running"]:
-                    return
-                time.sleep(PATIENCE)
-
-    def __exit__(self, *_: object) -> None:
-        """End it and all that it started, and delete its folder."""
-        if self.events:
-            self.events.close()
-        if self.process:
-            end_tree(self.process)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def reason_in(log: str) -> str:
-    """Return the line of a log that tells why its program ended; "" of an empty one.
-
-    That is the exception of the last traceback, whatever is printed behind it, else the last line.
-    """
-    _, _, behind = log.rpartition(TRACEBACK)
-    lines = behind.strip("\n").splitlines()
-    raised = (line for line in lines if line.strip() and not line.startswith(" "))
-    last = lines[-1:] if behind == log else []
-    return next(iter([*last, *raised]), "").strip()
-
-
-def input_name(number: int, image: Path) -> str:
-    """Name the copy of an image; two of them may have one name in two folders."""
-    return f"{number}{image.suffix}"
-
-
-def failure(data: dict) -> str:
-    """Write in one line what went wrong in a node, as ComfyUI tells it."""
-    lines = str(data.get("exception_message", "")).strip().splitlines() or ["no reason given"]
-    kind = str(data.get("exception_type", "")).rpartition(".")[2]
-    # A line that announces others says nothing without the first of them.
-    told = " ".join(map(str.strip, lines[: 1 + lines[0].endswith(":")]))
-    return one_line(f"ComfyUI: {data.get('node_type')}: {kind}: {told}")[:EXCERPT]
 
 
 # ── nvfp4/calibrate/shipped.py: Make the workflow that comes with the program for a model: the API 
@@ -8480,6 +8756,8 @@ TEXT_WAY = re.compile(
 TEXTS = ("text", "prompt", "string", "value", "clip_l", "clip_g", "t5xxl", "text_g", "text_l")
 SEEDS = ("seed", "noise_seed")
 RECORDER = "NVFP4CalibrationRecorder"
+# {what a loader gives: the node that records it, and that node's input for it}.
+RECORDERS = {"MODEL": (RECORDER, "model"), "CLIP": ("NVFP4EncoderRecorder", "clip")}
 
 
 def read_workflow(path: Path) -> Workflow:
@@ -8561,24 +8839,28 @@ def loaders_of(workflow: Workflow, path: Path) -> dict[str, str]:
 
 
 def put_recorders(
-    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+    workflow: Workflow,
+    places: dict[str, dict[str, object]],
+    info: dict[str, dict],
+    kind: str = "MODEL",
 ) -> list[str]:
     """Put a recorder behind each loader, in place, and return their ids.
 
-    places: {loader's id: inputs of its recorder}. Raises ConvertError for a node that gives no
-    model.
+    places: {loader's id: inputs of its recorder}; kind: a key of RECORDERS. Raises ConvertError for
+    a node that gives nothing of that kind.
     """
-    made = []
+    made, (recorder_class, link) = [], RECORDERS[kind]
     for loader, inputs in places.items():
         outputs = outputs_of(workflow[loader], info)
-        if "MODEL" not in outputs:
+        if kind not in outputs:
             raise ConvertError(f"--workflow: {workflow[loader]['class_type']} loads no model")
-        source, recorder = [loader, outputs.index("MODEL")], f"recorder of {loader}"
+        source = [loader, outputs.index(kind)]
+        recorder = f"recorder of {loader}" + f", {kind}" * (kind != "MODEL")
         for node in workflow.values():
             for name, from_node, place in links(node):
                 if [from_node, place] == source:
                     node["inputs"][name] = [recorder, 0]
-        workflow[recorder] = {"class_type": RECORDER, "inputs": {"model": source, **inputs}}
+        workflow[recorder] = {"class_type": recorder_class, "inputs": {link: source, **inputs}}
         made.append(recorder)
     return made
 
@@ -8696,153 +8978,11 @@ def with_prompt(
     return made
 
 
-# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
-
-def percentile_key(percentile: float) -> str:
-    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
-
-    percentile: from 0 to 100; six significant digits of it count.
-    """
-    return f"p{percentile:g}".replace(".", "_")
-
-
-# ── nvfp4/logs/records.py: Hold what a log has, which lines count, and the summary ────────────────
-
-# The value of --format and --mode that leaves no line out; a format of this name could not be
-# chosen.
-ALL_LINES = "all"
-# What these options are when they are not given. The parser leaves them None, so that options which
-# mean nothing beside --summary can be told from defaults.
-LOG_DEFAULTS = {
-    "format": "nvfp4",
-    "mode": "dynamic",
-    "percentiles": (50.0, 90.0, 95.0, 99.0, 99.9),
-    "cfg_passes": 1,
-}
-# Significant digits of every number that is written; a summary that is read again agrees with it.
-DIGITS = 6
-
-
-@dataclass(slots=True, kw_only=True)
-class Log:
-    """Hold what became of the lines of one file.
-
-    path: as it was given. lines: complete ones; `used` are those that no other field counts.
-    malformed: lines that could not be read; shown: the first of them, as they are printed.
-    left_out: lines of a format or mode that was not chosen, counted by (format, mode).
-    """
-
-    path: Path
-    lines: int = 0
-    malformed: int = 0
-    # Calls whose input was all zeros, such as an empty prompt's: there is no scale to learn.
-    zeros: int = 0
-    shown: list[str] = field(default_factory=list)
-    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
-    # The last line has no end: ComfyUI may still be writing it.
-    incomplete: bool = False
-
-    @property
-    def used(self) -> int:
-        """Count the lines that were counted as calls: all but malformed, zero and left-out ones."""
-        return self.lines - self.malformed - self.zeros - sum(self.left_out.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineChoice:
-    """Hold which lines count, and how the calls of a layer are dealt out to the steps of a run.
-
-    format, mode: what lines must have, or ALL_LINES for any.
-    steps: of a run; 0 gathers no statistics by step.
-    passes: calls of a layer in one step, 2 with classifier-free guidance.
-    step_percentile: of each step, from 0 to 100; None for the highest of all percentiles.
-    """
-
-    format: str
-    mode: str
-    steps: int
-    passes: int
-    step_percentile: float | None = None
-
-    def takes(self, kind: str, mode: str) -> bool:
-        """Tell whether lines of this format and mode count.
-
-        kind: the first column, such as nvfp4; mode: the second one, such as dynamic. ALL_LINES as
-        the choice takes every one.
-        """
-        return self.format in (ALL_LINES, kind) and self.mode in (ALL_LINES, mode)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Criteria:
-    """What makes a layer sensitive: a column of at least its threshold, or cross-attention.
-
-    thresholds: {column of the summary: least value that flags a layer}; one that is reached is
-    enough. cross_attention: whether every block's cross-attention is listed, whatever its figures
-    are.
-    """
-
-    thresholds: dict[str, float]
-    cross_attention: bool
-
-    def __bool__(self) -> bool:
-        """Tell whether anything makes a layer sensitive; without criteria nothing is flagged."""
-        return bool(self.thresholds) or self.cross_attention
-
-    @property
-    def texts(self) -> list[str]:
-        """Say each threshold in words, as "scale_cv >= 0.16", and then cross-attention."""
-        limits = [f"{column} >= {limit:g}" for column, limit in self.thresholds.items()]
-        return limits + ["cross-attention"] * self.cross_attention
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogSummary:
-    """Hold statistics of every layer, as they are written and read again.
-
-    model: the name of what was recorded, for titles; "" if it is not known.
-    format, mode: of the lines that counted. percentiles: ascending, from 0 to 100.
-    rows: one dict a layer, in natural order: `layer`, `count`, and columns such as scale_p99_9.
-    steps: one dict a layer and step, if they were asked for.
-    notes: lines to print, which are not written.
-    """
-
-    format: str
-    mode: str
-    percentiles: tuple[float, ...]
-    rows: list[dict]
-    steps: list[dict]
-    notes: list[str]
-    model: str = ""
-
-    @property
-    def highest(self) -> str:
-        """Name the column of the highest percentile, such as "scale_p99_9".
-
-        It stands for the scale that a layer needs where nearly nothing may clip, in tables and
-        plots.
-        """
-        return f"scale_{percentile_key(self.percentiles[-1])}"
-
-    @property
-    def measured(self) -> str:
-        """Say how much was measured: "182 layers, 1,280 calls each"."""
-        calls = [row["count"] for row in self.rows if row.get("count")]
-        least, most = min(calls, default=0), max(calls, default=0)
-        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        return in_number(len(self.rows), f"layers, {each} calls each")
-
-
-def rounded(value: float | None) -> float | None:
-    """Round a figure to the six significant digits that are written; None stays None.
-
-    Everything that is computed from rounded figures, such as scale_cv, comes out the same from a
-    log and from the summary that was written of it.
-    """
-    return None if value is None else float(f"{value:.{DIGITS}g}")
-
-
 # ── nvfp4/names.py: Tell what the names of layers say: their kind, their order, whether a list can 
+
+# A block's number, where another part of the name follows; Cosmos has "blocks.block12.".
+BLOCK_NUMBER = re.compile(r"(?:(?<=\.)|(?<=\.block))\d+(?=\.[^.])")
+
 
 def kind_of(name: str) -> str:
     """Name the kind of a layer: its name without prefix, and `*` for its block's number.
@@ -8850,7 +8990,7 @@ def kind_of(name: str) -> str:
     "model.diffusion_model.blocks.3.ffn.0" -> "blocks.*.ffn.0". Only the first number that another
     part of the name follows is a block's; names without such a number are returned as they are.
     """
-    return re.sub(r"(?<=\.)\d+(?=\.[^.])", "*", bare(name), count=1)
+    return BLOCK_NUMBER.sub("*", bare(name), count=1)
 
 
 def natural_key(name: str) -> list[int | str]:
@@ -8875,7 +9015,7 @@ def block_of(name: str) -> str:
 
     As for `kind_of`, only the first number that another part of the name follows is a block's.
     """
-    found = re.search(r"(?<=\.)\d+(?=\.[^.])", bare(name))
+    found = BLOCK_NUMBER.search(bare(name))
     return bare(name)[: found.end()] if found else ""
 
 
@@ -15182,6 +15322,556 @@ def check_recording(recording: dict[str, Recorded], model: Model) -> None:
         )
 
 
+# ── nvfp4/calibrate/encoders.py: Record text encoders in the run that records a model: --record-enc
+
+def put_encoder_recorders(
+    workflow: Workflow, samplers: list[str], inputs: dict[str, object], info: dict[str, dict]
+) -> None:
+    """Put a recorder behind each node that loads text encoders for the samplers, in place.
+
+    inputs: those of a recorder, beside the CLIP. Raises ConvertError where no node loads one.
+    """
+    needed = behind(workflow, samplers)
+    loaders = [
+        node
+        for node in workflow
+        if node in needed
+        and "CLIP" in outputs_of(workflow[node], info)
+        and not any(
+            type_of(workflow[origin], place, info) == "CLIP"
+            for _, origin, place in links(workflow[node])
+        )
+    ]
+    if not loaders:
+        raise ConvertError("--record-encoder: the workflow loads no text encoder")
+    put_recorders(workflow, dict.fromkeys(loaders, inputs), info, "CLIP")
+
+
+def encoder_recordings_in(folder: Path) -> dict[Path, int]:
+    """Find the recordings of text encoders in a folder, and when each was written."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with opened(path) as file:
+                _, metadata = parse_header(path, file)
+        except ConvertError:
+            continue
+        if metadata.get("encoder"):
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def file_of_recording(recording: Path, encoders: Iterable[Path]) -> Path | None:
+    """Find which of several encoders' files a recording is of, by its layers; None for none."""
+    layers = read_recording(recording)
+    for path in encoders:
+        try:
+            check_recording(layers, open_model(path))
+        except ConvertError:
+            continue
+        return path
+    return None
+
+
+# ── nvfp4/calibrate/client.py: Talk to a ComfyUI on this machine: requests over HTTP, and the event
+
+# The server is asked on this address alone.
+LOOPBACK = "127.0.0.1"
+# Seconds for an answer: the server answers between two steps, which may take long.
+LONGEST_REPLY = 120
+# Seconds after which events are given up waiting for, so that a dead server and Ctrl-C are noticed.
+PATIENCE = 0.5
+# Frames of the websocket: kinds, and the bit that says a frame is the message's last.
+TEXT, CLOSE, PING, PONG, LAST = 1, 8, 9, 10, 0x80
+# Bytes of a message; previews are left out, and events are small.
+MOST_BYTES = 64_000_000
+
+
+def free_port() -> int:
+    """Find a port of the loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind((LOOPBACK, 0))
+        return found.getsockname()[1]
+
+
+def ask_server(port: int, path: str, data: object = None) -> dict:
+    """Send a request, and return its JSON: a POST where there is data, else a GET.
+
+    Raises OSError where nobody answers, and ConvertError where the answer is no success, with what
+    the server says.
+    """
+    server = http.client.HTTPConnection(LOOPBACK, port, timeout=LONGEST_REPLY)
+    try:
+        body = None if data is None else json.dumps(data).encode()
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        server.request("GET" if data is None else "POST", path, body, headers)
+        reply = server.getresponse()
+        text = reply.read()
+    except http.client.HTTPException as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        server.close()
+    try:
+        answer = json.loads(text) if text else {}
+    except ValueError:
+        answer = {}
+    if reply.status != http.client.OK:
+        raise ConvertError(f"ComfyUI refused the workflow: {refusal(answer) or reply.reason}")
+    return answer
+
+
+def refusal(answer: dict) -> str:
+    """Write in one line why ComfyUI did not take a workflow: what is wrong at which nodes."""
+    told = [
+        f"{found.get('class_type', node)}: {error.get('message')}: {error.get('details')}"
+        for node, found in (answer.get("node_errors") or {}).items()
+        for error in found.get("errors", ())
+    ]
+    told = told or [str((answer.get("error") or {}).get("message", ""))]
+    return one_line("; ".join(told))
+
+
+class Events:
+    """Read the events that ComfyUI sends to one of its clients: its websocket, RFC 6455."""
+
+    def __init__(self, port: int, client: str):
+        """Connect. Raises OSError where the server does not speak it."""
+        self.connection = socket.create_connection((LOOPBACK, port), LONGEST_REPLY)
+        self.held = b""
+        key = base64.b64encode(os.urandom(16)).decode()
+        request = (
+            f"GET /ws?clientId={client} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\n"
+            "Upgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        self.connection.sendall(request.encode())
+        while b"\r\n\r\n" not in self.held:
+            self.receive()
+        head, self.held = self.held.split(b"\r\n\r\n", 1)
+        if b" 101 " not in head.split(b"\r\n")[0]:
+            raise ConnectionError("ComfyUI did not open its websocket")
+        self.connection.settimeout(PATIENCE)
+
+    def receive(self) -> None:
+        """Take in what came. Raises TimeoutError if nothing did, OSError if nothing will."""
+        more = self.connection.recv(1 << 16)
+        if not more or len(self.held) > MOST_BYTES:
+            raise ConnectionError("ComfyUI closed its websocket")
+        self.held += more
+
+    def take(self) -> Iterator[dict]:
+        """Yield the events that are there, or that come within PATIENCE: none may have come."""
+        frame = self.next_frame()
+        if frame is None:
+            with contextlib.suppress(TimeoutError):
+                self.receive()
+            frame = self.next_frame()
+        while frame is not None:
+            kind, content = frame
+            if kind == TEXT:
+                yield json.loads(content)
+            elif kind == PING:
+                # What a client sends is masked; a mask of zeros changes nothing.
+                content = content[:125]
+                self.connection.sendall(
+                    bytes([LAST | PONG, LAST | len(content)]) + bytes(4) + content
+                )
+            elif kind == CLOSE:
+                raise ConnectionError("ComfyUI closed its websocket")
+            frame = self.next_frame()
+
+    def next_frame(self) -> tuple[int, bytes] | None:
+        """Cut a whole frame off what was received: its kind and content; None until it is there.
+
+        ComfyUI sends each message in one frame.
+        """
+        if len(self.held) < 2:
+            return None
+        size, begin = self.held[1] & 0x7F, 2
+        if size >= 126:
+            begin = 4 if size == 126 else 10
+            size = int.from_bytes(self.held[2:begin], "big")
+        if len(self.held) < begin or len(self.held) < begin + size:
+            return None
+        kind, content = self.held[0] & 0x0F, self.held[begin : begin + size]
+        self.held = self.held[begin + size :]
+        return kind, content
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+
+# ── nvfp4/calibrate/running.py: Start a user's ComfyUI without a window, beside what it has and cha
+
+# The node pack, beside the script or around it, and the folder that brings its recorder alone: the
+# user's ComfyUI may have the pack as well, whose other nodes cannot be loaded twice.
+PACK, RECORDER_ALONE = "comfyui_nvfp4", "nvfp4_recorder"
+RECORDER_MODULE = f"""\
+from .{PACK} import node_classes
+
+NODE_CLASS_MAPPINGS = {{node.GET_SCHEMA().node_id: node for node in node_classes("record")}}
+"""
+# Seconds until a ComfyUI answers: with many custom nodes, from a slow disk, it takes minutes.
+LONGEST_START = 900
+# Seconds that it has after Ctrl-C to end the step it is in, and to write what was recorded, and
+# those in which a process ends whose connections broke.
+LONGEST_STEP, LONGEST_END = 120, 5
+# Bytes at the end of what ComfyUI prints that are searched for its reason to end.
+LOG_END = 20_000
+# What a traceback of Python begins with; its first line that is not indented is the exception's.
+TRACEBACK = "Traceback (most recent call last):"
+# What to do about some reasons, by what is in their lines; {python} is ComfyUI's.
+NO_CARD = "on a computer without a card that torch can use, give --comfyui-args=--cpu"
+REMEDIES = {
+    "No module named": " for {python}; run this with the Python that ComfyUI runs with",
+    "Torch not compiled with CUDA enabled": f"; {NO_CARD}",
+    "Found no NVIDIA driver": f"; {NO_CARD}",
+    "No CUDA GPUs are available": f"; {NO_CARD}",
+}
+
+
+def find_pack() -> Path | None:
+    """Find the folder of the node pack beside this program, or around it; None without one."""
+    places = (HERE / PACK, HERE)
+    return next((one for one in places if (one / "second_moments.py").is_file()), None)
+
+
+class RunningComfyUI:
+    """Run a ComfyUI on a free port of the loopback, as a context; `events` is its websocket.
+
+    Its output, temporary and user folders are in a folder that is deleted at the end; the models'
+    own folders are added to those that it looks in.
+    """
+
+    def __init__(self, comfyui: ComfyUI, models: dict[str, Sequence[Path]], arguments: str):
+        """Say what to run.
+
+        models: {kind of folder, as ComfyUI calls it: files that are to be found}. arguments: of the
+        user, as a shell would take them.
+        """
+        self.comfyui, self.models = comfyui, models
+        # A backslash is part of a path on Windows, and escapes nothing.
+        text = arguments.replace("\\", "\\\\") if os.name == "nt" else arguments
+        try:
+            self.arguments = shlex.split(text)
+        except ValueError as error:
+            raise ConvertError(f"--comfyui-args: {error}") from error
+        self.port, self.client = free_port(), uuid.uuid4().hex
+        self.events = None
+
+    def __enter__(self) -> RunningComfyUI:
+        """Start it; `wait_until_ready` follows."""
+        self.folder = Path(tempfile.mkdtemp(prefix="nvfp4_calibration_"))
+        self.log = self.folder / "comfyui.txt"
+        self.process = None
+        return self
+
+    def start(self, *, own_nodes_only: bool, images: Iterable[Path] | None = None) -> None:
+        """Start the process. Raises ConvertError where that fails.
+
+        own_nodes_only: load no custom nodes of the user's, which start slowly and are not needed.
+        images: files that LoadImage finds, by their `input_name`; None for ComfyUI's own folder.
+        """
+        pack = find_pack()
+        words = [
+            "--listen", LOOPBACK, "--port", self.port, "--disable-auto-launch",
+            "--user-directory", self.folder / "user", "--output-directory", self.folder / "output",
+            "--temp-directory", self.folder, "--database-url", "sqlite:///:memory:",
+            "--extra-model-paths-config", self.folder / "paths.yaml",
+        ]  # fmt: skip
+        if images is not None:
+            words += ["--input-directory", self.folder / "input"]
+        if own_nodes_only and pack:
+            words += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", RECORDER_ALONE]
+        script = self.comfyui.folder / "main.py"
+        command = server_command(self.comfyui.python, script, *map(str, words), *self.arguments)
+        with translated(self.folder, "cannot prepare a folder for ComfyUI"):
+            self.fill_folder(pack, images or ())
+        try:
+            with self.log.open("wb") as log:
+                self.process = start_server(command, log, self.comfyui.folder)
+        except OSError as error:
+            raise ConvertError(f"{self.comfyui.python} cannot be started: {error}") from error
+
+    def fill_folder(self, pack: Path | None, images: Iterable[Path]) -> None:
+        """Put into its folder what ComfyUI is to find: the pack, images, and where models are."""
+        for name in ("user", "output", "input"):
+            (self.folder / name).mkdir()
+        for number, image in enumerate(images):
+            shutil.copyfile(image, self.folder / "input" / input_name(number, image))
+        # A linked file is looked for beside the link, under the link's name.
+        places = {
+            kind: "\n".join(dict.fromkeys(str(full_path(path).parent) for path in files))
+            for kind, files in self.models.items()
+            if files
+        }
+        if pack:
+            nodes = self.folder / "custom_nodes"
+            copy = nodes / RECORDER_ALONE / PACK
+            copy.mkdir(parents=True)
+            for file in pack.glob("*.py"):
+                shutil.copy(file, copy)
+            (copy.parent / "__init__.py").write_text(RECORDER_MODULE, encoding="utf-8")
+            places["custom_nodes"] = str(nodes)
+        # JSON is YAML, too. These folders come before ComfyUI's own.
+        text = json.dumps({"nvfp4_calibration": places | {"is_default": True}})
+        (self.folder / "paths.yaml").write_text(text, encoding="utf-8")
+
+    def wait_until_ready(self) -> dict[str, dict]:
+        """Wait until it answers, and return what nodes it has: its /object_info.
+
+        Raises ConvertError where it ends, or takes more than LONGEST_START.
+        """
+        until = time.monotonic() + LONGEST_START
+        while time.monotonic() < until:
+            self.check()
+            try:
+                info = ask_server(self.port, "/object_info")
+                self.events = Events(self.port, self.client)
+            except OSError:
+                time.sleep(PATIENCE)
+            else:
+                return info
+        raise ConvertError(f"ComfyUI did not answer within {LONGEST_START} seconds")
+
+    def check(self) -> None:
+        """Raise ConvertError if the process has ended."""
+        status = self.process.poll()
+        if status is not None:
+            said = reason_in(self.log.read_bytes()[-LOG_END:].decode(errors="replace"))
+            remedy = next((text for words, text in REMEDIES.items() if words in said), "")
+            said = f": {one_line(said)[:EXCERPT]}" if said else ""
+            remedy = remedy.format(python=self.comfyui.python)
+            raise ConvertError(f"ComfyUI ended with status {status}{said}{remedy}")
+
+    def queue(self, workflow: dict[str, dict]) -> Iterator[dict]:
+        """Run a workflow, and yield its events until it is done; {} where none came for a while.
+
+        Raises ConvertError with ComfyUI's own words where it is refused, or fails.
+        """
+        given = {"prompt": workflow, "client_id": self.client}
+        prompt = ask_server(self.port, "/prompt", given)["prompt_id"]
+        while True:
+            self.check()
+            for event in (*self.heard(), {}):
+                data = event.get("data") or {}
+                if data.get("prompt_id") not in (None, prompt):
+                    continue
+                kind = event.get("type")
+                if kind == "execution_error":
+                    raise ConvertError(failure(data))
+                if kind == "execution_interrupted":
+                    raise ConvertError("ComfyUI was told by somebody else to stop")
+                yield event
+                if kind == "execution_success":
+                    return
+
+    def heard(self) -> list[dict]:
+        """Return the events that came. Raises ConvertError where the connection is broken."""
+        try:
+            return [*self.events.take()]
+        except OSError as error:
+            # The process may take a moment to be gone, and then tells more.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(LONGEST_END)
+            self.check()
+            raise ConvertError(f"the connection to ComfyUI broke: {error}") from error
+
+    def interrupt(self) -> None:
+        """Have it stop sampling, and wait until it has, so that recordings are written.
+
+        It may have ended already, or not have begun to answer: then there is nothing to wait for.
+        """
+        until = time.monotonic() + LONGEST_STEP
+        with contextlib.suppress(OSError, ConvertError):
+            ask_server(self.port, "/interrupt", {})
+            while time.monotonic() < until and self.process.poll() is None:
+                if not ask_server(self.port, "/queue")["queue_running"]:
+                    return
+                time.sleep(PATIENCE)
+
+    def __exit__(self, *_: object) -> None:
+        """End it and all that it started, and delete its folder."""
+        if self.events:
+            self.events.close()
+        if self.process:
+            end_tree(self.process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def reason_in(log: str) -> str:
+    """Return the line of a log that tells why its program ended; "" of an empty one.
+
+    That is the exception of the last traceback, whatever is printed behind it, else the last line.
+    """
+    _, _, behind = log.rpartition(TRACEBACK)
+    lines = behind.strip("\n").splitlines()
+    raised = (line for line in lines if line.strip() and not line.startswith(" "))
+    last = lines[-1:] if behind == log else []
+    return next(iter([*last, *raised]), "").strip()
+
+
+def input_name(number: int, image: Path) -> str:
+    """Name the copy of an image; two of them may have one name in two folders."""
+    return f"{number}{image.suffix}"
+
+
+def failure(data: dict) -> str:
+    """Write in one line what went wrong in a node, as ComfyUI tells it."""
+    lines = str(data.get("exception_message", "")).strip().splitlines() or ["no reason given"]
+    kind = str(data.get("exception_type", "")).rpartition(".")[2]
+    # A line that announces others says nothing without the first of them.
+    told = " ".join(map(str.strip, lines[: 1 + lines[0].endswith(":")]))
+    return one_line(f"ComfyUI: {data.get('node_type')}: {kind}: {told}")[:EXCERPT]
+
+
+# ── nvfp4/guides/columns.py: Name the columns of a calibration summary ────────────────────────────
+
+def percentile_key(percentile: float) -> str:
+    """Name a percentile as calibration summaries name their columns: 99.9 -> "p99_9".
+
+    percentile: from 0 to 100; six significant digits of it count.
+    """
+    return f"p{percentile:g}".replace(".", "_")
+
+
+# ── nvfp4/logs/records.py: Hold what a log has, which lines count, and the summary ────────────────
+
+# The value of --format and --mode that leaves no line out; a format of this name could not be
+# chosen.
+ALL_LINES = "all"
+# What these options are when they are not given. The parser leaves them None, so that options which
+# mean nothing beside --summary can be told from defaults.
+LOG_DEFAULTS = {
+    "format": "nvfp4",
+    "mode": "dynamic",
+    "percentiles": (50.0, 90.0, 95.0, 99.0, 99.9),
+    "cfg_passes": 1,
+}
+# Significant digits of every number that is written; a summary that is read again agrees with it.
+DIGITS = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class Log:
+    """Hold what became of the lines of one file.
+
+    path: as it was given. lines: complete ones; `used` are those that no other field counts.
+    malformed: lines that could not be read; shown: the first of them, as they are printed.
+    left_out: lines of a format or mode that was not chosen, counted by (format, mode).
+    """
+
+    path: Path
+    lines: int = 0
+    malformed: int = 0
+    # Calls whose input was all zeros, such as an empty prompt's: there is no scale to learn.
+    zeros: int = 0
+    shown: list[str] = field(default_factory=list)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    # The last line has no end: ComfyUI may still be writing it.
+    incomplete: bool = False
+
+    @property
+    def used(self) -> int:
+        """Count the lines that were counted as calls: all but malformed, zero and left-out ones."""
+        return self.lines - self.malformed - self.zeros - sum(self.left_out.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineChoice:
+    """Hold which lines count, and how the calls of a layer are dealt out to the steps of a run.
+
+    format, mode: what lines must have, or ALL_LINES for any.
+    steps: of a run; 0 gathers no statistics by step.
+    passes: calls of a layer in one step, 2 with classifier-free guidance.
+    step_percentile: of each step, from 0 to 100; None for the highest of all percentiles.
+    """
+
+    format: str
+    mode: str
+    steps: int
+    passes: int
+    step_percentile: float | None = None
+
+    def takes(self, kind: str, mode: str) -> bool:
+        """Tell whether lines of this format and mode count.
+
+        kind: the first column, such as nvfp4; mode: the second one, such as dynamic. ALL_LINES as
+        the choice takes every one.
+        """
+        return self.format in (ALL_LINES, kind) and self.mode in (ALL_LINES, mode)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criteria:
+    """What makes a layer sensitive: a column of at least its threshold, or cross-attention.
+
+    thresholds: {column of the summary: least value that flags a layer}; one that is reached is
+    enough. cross_attention: whether every block's cross-attention is listed, whatever its figures
+    are.
+    """
+
+    thresholds: dict[str, float]
+    cross_attention: bool
+
+    def __bool__(self) -> bool:
+        """Tell whether anything makes a layer sensitive; without criteria nothing is flagged."""
+        return bool(self.thresholds) or self.cross_attention
+
+    @property
+    def texts(self) -> list[str]:
+        """Say each threshold in words, as "scale_cv >= 0.16", and then cross-attention."""
+        limits = [f"{column} >= {limit:g}" for column, limit in self.thresholds.items()]
+        return limits + ["cross-attention"] * self.cross_attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSummary:
+    """Hold statistics of every layer, as they are written and read again.
+
+    model: the name of what was recorded, for titles; "" if it is not known.
+    format, mode: of the lines that counted. percentiles: ascending, from 0 to 100.
+    rows: one dict a layer, in natural order: `layer`, `count`, and columns such as scale_p99_9.
+    steps: one dict a layer and step, if they were asked for.
+    notes: lines to print, which are not written.
+    """
+
+    format: str
+    mode: str
+    percentiles: tuple[float, ...]
+    rows: list[dict]
+    steps: list[dict]
+    notes: list[str]
+    model: str = ""
+
+    @property
+    def highest(self) -> str:
+        """Name the column of the highest percentile, such as "scale_p99_9".
+
+        It stands for the scale that a layer needs where nearly nothing may clip, in tables and
+        plots.
+        """
+        return f"scale_{percentile_key(self.percentiles[-1])}"
+
+    @property
+    def measured(self) -> str:
+        """Say how much was measured: "182 layers, 1,280 calls each"."""
+        calls = [row["count"] for row in self.rows if row.get("count")]
+        least, most = min(calls, default=0), max(calls, default=0)
+        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        return in_number(len(self.rows), f"layers, {each} calls each")
+
+
+def rounded(value: float | None) -> float | None:
+    """Round a figure to the six significant digits that are written; None stays None.
+
+    Everything that is computed from rounded figures, such as scale_cv, comes out the same from a
+    log and from the summary that was written of it.
+    """
+    return None if value is None else float(f"{value:.{DIGITS}g}")
+
+
 # ── nvfp4/logs/statistics.py: Count values in bounded memory; compute moments and percentiles ─────
 
 # Numbers that a layer collects before they are counted: a scale and an amax for each of 2,048
@@ -16105,15 +16795,20 @@ class OwnRecording:
 
     def inputs(self, second_moments: str) -> dict[str, object]:
         """Make the inputs of the recorder's node, beside the model."""
-        return {
-            "enabled": True,
-            "name": self.name,
-            "folder": str(self.folder.resolve()),
-            "layers": "",
-            "tokens": 256,
-            "second_moments": second_moments,
-            "widest": 8192,
-        }
+        return recorder_inputs(self.name, self.folder, second_moments)
+
+
+def recorder_inputs(name: str, folder: Path, second_moments: str) -> dict[str, object]:
+    """Make the inputs of a recorder's node, beside what it records."""
+    return {
+        "enabled": True,
+        "name": name,
+        "folder": str(folder.resolve()),
+        "layers": "",
+        "tokens": 256,
+        "second_moments": second_moments,
+        "widest": 8192,
+    }
 
 
 def run_calibration(task: CalibrationRun) -> int:
@@ -16152,12 +16847,13 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     places = places_of(workflow, recorded, task)
     with translated(task.results, "cannot make the folder"):
         task.results.mkdir(parents=True, exist_ok=True)
-    older = [one for one in recorded if exists(one.statistics)]
+    older = [one.statistics for one in recorded if exists(one.statistics)]
+    before = encoder_recordings_in(task.results) if task.record_encoder else {}
     began = time.monotonic()
     with RunningComfyUI(comfyui, folders_of(task), task.comfyui_args) as running:
         try:
             info = started(running, task)
-            sample_all(running, prepared(workflow, places, info), prompts, task)
+            sample_all(running, prepared(workflow, places, info, task), prompts, task)
             phase(f"ending {comfyui.title}", quiet=task.quiet)
         except ConvertError as error:
             kept = keep_log(running, recorded[0])
@@ -16170,7 +16866,13 @@ def calibrate(task: CalibrationRun, recorded: list[OwnRecording]) -> Iterator[st
     yield f"{in_number(len(prompts), 'prompts')} sampled in {duration(time.monotonic() - began)}"
     for one in recorded:
         yield from result_lines(one)
-    yield from (f"note: {one.statistics} was there already, and was added to" for one in older)
+    if task.record_encoder:
+        after = encoder_recordings_in(task.results)
+        made = [path for path, when in after.items() if when != before.get(path)]
+        for path in made:
+            yield from encoder_lines(path, task)
+        older += [path for path in made if path in before]
+    yield from (f"note: {one} was there already, and was added to" for one in older)
 
 
 def comfyui_of(task: CalibrationRun) -> ComfyUI:
@@ -16209,6 +16911,9 @@ def refuse_files(task: CalibrationRun, recorded: list[OwnRecording]) -> None:
             problems.append(f"{path}: no such file")
     if len({one.name for one in recorded}) < len(recorded):
         problems.append("--low-noise: both halves have one name; rename one of them")
+    is_alone = task.record_encoder and len(task.text_encoder) == 1
+    if is_alone and encoder_name(task) == recorded[0].name:
+        problems.append("--record-encoder: model and encoder have one name; rename one of them")
     if task.calibrate.suffix.lower() == ".gguf" and not task.workflow:
         problems.append("a GGUF needs your own workflow: give --workflow FILE")
     if problems:
@@ -16271,11 +16976,17 @@ class Prepared:
 
 
 def prepared(
-    workflow: Workflow, places: dict[str, dict[str, object]], info: dict[str, dict]
+    workflow: Workflow,
+    places: dict[str, dict[str, object]],
+    info: dict[str, dict],
+    task: CalibrationRun,
 ) -> Prepared:
     """Put recorders in, and cut the workflow to its samplers. Raises ConvertError."""
     recorders = put_recorders(workflow, places, info)
     samplers = samplers_behind(workflow, recorders, info)
+    if task.record_encoder:
+        inputs = recorder_inputs(encoder_name(task), task.results, task.second_moments)
+        put_encoder_recorders(workflow, samplers, inputs, info)
     workflow = cut_to_samplers(workflow, samplers, info)
     return Prepared(workflow=workflow, samplers=samplers, places=prompt_places(workflow, samplers))
 
@@ -16342,11 +17053,37 @@ def result_lines(recorded: OwnRecording) -> Iterator[str]:
     """Tell what was recorded of a model: its most variable layers, files, and what to type next."""
     yield from most_variable(recorded.statistics)
     yield ""
-    yield f"written: {recorded.log}"
-    yield f"written: {recorded.statistics}"
-    words = f"{called_beside('convert_nvfp4.py')} {as_word(recorded.model)}"
-    statistics = as_word(recorded.statistics)
-    yield f"next: {words} --activation-stats {statistics} --input-scale-policy headroom"
+    yield from written_lines(recorded.statistics, recorded.model, " --input-scale-policy headroom")
+
+
+def written_lines(statistics: Path, model: Path | str, further: str = "") -> Iterator[str]:
+    """Name the files of a recording, and what to type to convert its model; further: options."""
+    yield f"written: {statistics.with_suffix('.log')}"
+    yield f"written: {statistics}"
+    words = f"{called_beside('convert_nvfp4.py')} {as_word(model)}"
+    yield f"next: {words} --activation-stats {as_word(statistics)}{further}"
+
+
+def encoder_name(task: CalibrationRun) -> str:
+    """Name what is recorded of encoders: by the one's file, or by the model before each's own.
+
+    A workflow tells its files itself: "".
+    """
+    if task.workflow:
+        return ""
+    one = [*task.text_encoder, task.calibrate][0 if len(task.text_encoder) == 1 else -1]
+    return NOT_IN_NAMES.sub("_", one.stem)
+
+
+def encoder_lines(statistics: Path, task: CalibrationRun) -> Iterator[str]:
+    """Tell what was recorded of an encoder: its size, files, and what to type next.
+
+    Encoders take no input scales, of which a table would tell.
+    """
+    yield ""
+    yield next(most_variable(statistics))
+    encoder = file_of_recording(statistics, task.text_encoder) or "TEXT_ENCODER"
+    yield from written_lines(statistics, encoder)
 
 
 from collections.abc import Container, Set
@@ -16936,9 +17673,6 @@ class Answer:
             return f"{title} does not take this file as it should"
         if any(trouble.finding.outcome > Outcome.LOADS for trouble in self.inherited):
             return f"{title} takes neither the source nor this file as it should"
-        if not self.file.configuration:
-            # It is for another node, whose question nobody asks here.
-            return f"{title} recognises {self.file.recognised}, and was not asked more of it"
         same = " as in the source" if self.source else ""
         count, left = self.file.tensors, self.file.left
         takes = f"{count - left:,} of {count:,}" if left else f"all {count:,}"
@@ -17721,6 +18455,7 @@ import json
 import os
 import re
 import sys
+from types import SimpleNamespace
 
 # Events that Python tells its audit hooks before anything reaches the network.
 NETWORK_EVENTS = (
@@ -17740,8 +18475,19 @@ MISMATCH = re.compile(r"size mismatch for (.+?): .*current model is torch\.Size\
 HARMLESS_PARTS = ("bias", "input_scale", "scale_input", "comfy_quant", "comfy_attention")
 # Tensors that say how others are stored: they are read before any module is loaded.
 CONFIGURATIONS = ("comfy_quant", "scaled_fp8")
-# Parameters of text encoders that ComfyUI itself does not miss (comfy/sd.py, class CLIP).
-NOT_MISSED = (".logit_scale", ".transformer.text_projection.weight")
+# Parameters of text encoders that ComfyUI itself does not miss (comfy/sd.py, class CLIP), and the
+# head of language models, which makes text and no picture: many files leave it out.
+NOT_MISSED = (".logit_scale", ".transformer.text_projection.weight", ".lm_head.weight")
+# A UMT5, whose every block has this table, is a T5 to ComfyUI until Load CLIP's type says WAN.
+UMT5_TABLE = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
+# Language models of which ComfyUI has another size where they are loaded alone: {words of the
+# vocabulary: the type by which DualCLIPLoader loads it, and what tells it the other file}.
+VOCABULARY = "model.embed_tokens.weight"
+IN_PAIRS = {
+    128320: ("HUNYUAN_VIDEO", {"text_model.encoder.layers.1.mlp.fc1.weight": (3072, 768)}),
+    151669: ("ACE", {}),
+    217204: ("ACE", {}),
+}
 
 
 def refuse_network(event: str, _: object) -> None:
@@ -17956,9 +18702,12 @@ class Watch:
         return config
 
     def load_encoder(
-        self, target: object, state_dict: dict, model_options: dict, **_: object
-    ) -> None:
-        """Build and load a text encoder as comfy.sd.CLIP does, without its tokenizer."""
+        self, target: object, state_dict: object, model_options: dict, **_: object
+    ) -> object:
+        """Build and load a text encoder as comfy.sd.CLIP does, without its tokenizer.
+
+        state_dict: of a checkpoint's encoders, or a list of state dicts, one of each file.
+        """
         import torch
 
         self.part = "text encoder"
@@ -17968,7 +18717,12 @@ class Watch:
         except Exception as error:  # noqa: BLE001  (it need not be fit for the meta device)
             self.untold.append(["partly", self.part, f"{type(error).__name__}: {error}"])
         else:
-            model.load_state_dict(state_dict, strict=False)
+            if isinstance(state_dict, list):
+                for state in state_dict:
+                    model.load_sd(state)
+            else:
+                model.load_state_dict(state_dict, strict=False)
+        return SimpleNamespace(patcher=SimpleNamespace())
 
 
 def load_file(state: dict, metadata: dict) -> None:
@@ -17988,12 +18742,36 @@ def load_file(state: dict, metadata: dict) -> None:
         comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata)
 
 
-def other_kind(state: dict) -> str:
-    """Name the text encoder that a file is, "" for all else that is no diffusion model."""
+def encoder_kind(state: dict) -> str:
+    """Name the text encoder that ComfyUI takes a file for, "" for none."""
     import comfy.sd
 
     model = comfy.sd.detect_te_model(state)
-    return f"a text encoder ({model.name})" if model else ""
+    return model.name if model else ""
+
+
+def load_encoder_file(state: dict, metadata: dict) -> None:
+    """Load a text encoder's file as Load CLIP does, into a watched ComfyUI.
+
+    One that ComfyUI takes beside another alone is loaded as DualCLIPLoader does, with next to
+    nothing as the other file.
+    """
+    import comfy.sd
+    import comfy.utils
+    import torch
+
+    words = state[VOCABULARY].shape[0] if VOCABULARY in state else 0
+    kind, beside = IN_PAIRS.get(words, ("WAN" if UMT5_TABLE in state else "STABLE_DIFFUSION", None))
+    files = {"FILE": (state, metadata)}
+    if beside is not None:
+        other = {name: torch.empty(shape, device="meta") for name, shape in beside.items()}
+        files["OTHER"] = (other, {})
+
+    def loaded(path: str, *_: object, return_metadata: bool = False, **__: object) -> object:
+        return files[path] if return_metadata else files[path][0]
+
+    comfy.utils.load_torch_file = loaded
+    comfy.sd.load_clip([*files], clip_type=getattr(comfy.sd.CLIPType, kind))
 
 
 def ask_about(watch: Watch, file: dict) -> dict:
@@ -18009,13 +18787,11 @@ def ask_about(watch: Watch, file: dict) -> dict:
         nothing = {"recognised": "", "configuration": {}, "troubles": [], "unsure": error.args[0]}
         return nothing | {"tensors": len(file["tensors"]), "left": 0}
     # The tensors stay alive here, so that no other gets the identity of one of them.
-    names, kept, stopped = (
-        {id(tensor): name for name, tensor in state.items()},
-        [*state.values()],
-        "",
-    )
+    names, kept = {id(tensor): name for name, tensor in state.items()}, [*state.values()]
+    encoder = stopped = ""
     try:
-        load_file(state, file["metadata"])
+        encoder = encoder_kind(state)
+        (load_encoder_file if encoder else load_file)(state, file["metadata"])
     except Exception as error:  # noqa: BLE001  (whatever ComfyUI raises is the answer)
         stopped = f"{type(error).__name__}: {error}"
     troubles = [trouble for load in watch.loads for trouble in load.troubles(names)] + watch.untold
@@ -18028,8 +18804,8 @@ def ask_about(watch: Watch, file: dict) -> dict:
     # Whatever needs values fails on the meta device alone, and tells nothing of the file.
     unsure = [detail for kind, _, detail in troubles if kind == "stops" and "meta tensor" in detail]
     recognised, fields = watch.detected
-    if not (fields or stopped):
-        recognised = other_kind(dict(zip(file["tensors"], kept, strict=True)))
+    if encoder:
+        recognised, fields = f"a text encoder ({encoder})", {"encoder": encoder}
     return {
         "recognised": recognised,
         "configuration": fields,
@@ -19063,6 +19839,62 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     return known, []
 
 
+# ── nvfp4/guides/gguf_names.py: Find the names that a GGUF of a language model has for the source's
+
+# More blocks than any language model has. The tables are made for so many, whatever a header says.
+MOST_BLOCKS = 512
+# What llama.cpp's converters drop from names of models that see images, too.
+LANGUAGE_PART = "language_model."
+
+
+class GgufNames(NamedTuple):
+    """Hold what a GGUF of a language model calls the source's tensors.
+
+    tensors: {bare name in the source: name in the GGUF}, of what both have.
+    layers: bare names of the source's layers that such a GGUF has names for; a vision tower is in a
+        GGUF of its own.
+    """
+
+    tensors: dict[str, str]
+    layers: frozenset[str]
+
+
+def language_names(path: Path, architecture: str, stored: Iterable[str], model: Model) -> GgufNames:
+    """Match a GGUF with the source's tensors by the tables of the gguf package.
+
+    architecture: the GGUF's `general.architecture`; stored: names of its tensors. Returns empty
+    records where that is none of a language model's, or fits nothing. Raises ConvertError where the
+    names are llama.cpp's, and the gguf package does not know the architecture.
+    """
+    import gguf  # takes a third of a second, which conversions without a GGUF need not wait for
+
+    stored = set(stored)
+    numbers = {m[1] for name in stored if (m := re.match(r"(?:enc\.)?blk\.(\d{1,9})\.", name))}
+    if not numbers:
+        return GgufNames({}, frozenset())
+    known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        raise ConvertError(
+            f"{path}: has llama.cpp's names, of architecture {architecture[:60]!r}, which the gguf "
+            "library here does not know: pip install --upgrade gguf"
+        )
+    table = gguf.get_tensor_name_map(known[architecture], min(len(numbers), MOST_BLOCKS))
+    found = {name: theirs for name in model.tensors if (theirs := name_in(table, name))}
+    return GgufNames(
+        {bare(name): theirs for name, theirs in found.items() if theirs in stored},
+        frozenset(bare(name).removesuffix(".weight") for name in found),
+    )
+
+
+def name_in(table: object, name: str) -> str | None:
+    """Return llama.cpp's name for a tensor of the source, None where its table has none."""
+    for form in (name, bare(name)):
+        for spelt in (form, form.replace(LANGUAGE_PART, "", 1)):
+            if found := table.get_name(spelt, try_suffixes=(".weight", ".bias")):
+                return found
+    return None
+
+
 # ── nvfp4/prefixes.py: Find the names that ComfyUI has for a file's tensors, where wrappers and pre
 
 # Parts of names that are nothing but a prefix where all names of a file begin with them. No model
@@ -19238,13 +20070,13 @@ def file_kind(path: Path, tensors: Mapping[str, TensorRef]) -> FileKind | None:
         return None
     shapes = {names[name]: ref.shape for name, ref in tensors.items()}
     if encoder_of(shapes)[0]:
-        return encoder_kind(shapes)
+        return half_encoder(shapes)
     prefix = diffusion_prefix(names.values())
     own = {name: shape for name, shape in shapes.items() if not is_beside(name, prefix)}
     return kind_of_file(own or shapes, is_model=bool(model_prefixes(own)))
 
 
-def encoder_kind(shapes: Mapping[str, tuple[int, ...]]) -> FileKind | None:
+def half_encoder(shapes: Mapping[str, tuple[int, ...]]) -> FileKind | None:
     """Tell a text encoder that is not converted, as ComfyUI loads no quantised layers of it."""
     name, size = encoder_of(shapes)
     if not name or not ENCODERS[name].half_only:
@@ -19339,6 +20171,11 @@ def refuse_lone_shard(path: Path) -> None:
 # Tensors, entries and values in lists, together. The reader takes about 1 kB of memory for each, so
 # that a small file could announce more than a machine has.
 MAX_GGUF_PARTS = 50_000
+# A language model's tokenizer is left out, whose lists have up to a million values: 45 s and 1.6 GB
+# in the reader (Gemma 3). The walk steps over each string, so that there must be an end to them.
+TOKENIZER, MAX_TOKENS = b"tokenizer.", 4_000_000
+# Bytes of a header before its first entry: magic, version, numbers of tensors and of entries.
+GGUF_BEGINNING = 24
 # Bytes of a value by the number of its type in GGUF; strings and lists have lengths of their own.
 GGUF_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 GGUF_UINT32, GGUF_STRING, GGUF_LIST = 4, 8, 9
@@ -19416,14 +20253,15 @@ def read_part(path: Path) -> Part:
     try:
         with translated(path, "cannot read"):
             size = size_of(path)  # refuses a pipe, which opening would wait for
-            with path.open("rb") as file, room_for_header(path) as copy:
+            with path.open("rb") as file:
                 # Checked before the reader sees it, and from the same open file: none can take its
                 # place.
                 walk = GGUFWalk(path, file, size)
-                if copy:
-                    walk.copy_header(copy)
-                    file = copy
-                reader = gguf.GGUFReader(file)  # numpy's memmap, to which it goes, takes either
+                with room_for_header(path, walk) as copy:
+                    if copy:
+                        walk.copy_header(copy)
+                    # numpy's memmap, to which it goes, takes either.
+                    reader = gguf.GGUFReader(copy or file)
         refs = {tensor.name: gguf_tensor(path, tensor, reader) for tensor in reader.tensors}
         metadata = {
             name: bytes(entry.parts[entry.data[0]]).decode("utf-8", "replace")
@@ -19444,10 +20282,15 @@ def read_part(path: Path) -> Part:
     return Part(Model(tensors=refs, metadata=metadata, files=(path,)), *split)
 
 
-def room_for_header(path: Path) -> contextlib.AbstractContextManager[BinaryIO | None]:
-    """Open a temporary file to copy a virtual file's header to; a file on a disk needs none."""
-    is_virtual = isinstance(path, VirtualPath)
-    return tempfile.TemporaryFile() if is_virtual else contextlib.nullcontext()
+def room_for_header(
+    path: Path, walk: GGUFWalk
+) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    """Open a temporary file to copy a header to, where the reader cannot have the file as it is.
+
+    That is a virtual file, and one with entries that are left out.
+    """
+    needs_copy = isinstance(path, VirtualPath) or walk.left_out
+    return tempfile.TemporaryFile() if needs_copy else contextlib.nullcontext()
 
 
 class GGUFWalk:
@@ -19456,11 +20299,13 @@ class GGUFWalk:
     That reader believes every count: past the end of a file it goes on with nothing, for ever. Its
     older versions take the first of two equal keys, and any alignment. The walk keeps little in
     memory and raises ConvertError for what is no GGUF, ValueError for what is damaged. It is done
-    once the object is made.
+    once the object is made; `left_out` then has where the tokenizer's entries begin and end.
     """
 
     def __init__(self, path: Path, file: BinaryIO, size: int):
         self.file, self.size, self.parts = file, size, 0
+        self.left_out: list[tuple[int, int]] = []
+        self.tokens = 0
         start = file.read(TELLING_BYTES)
         file.seek(len(GGUF_MAGIC))
         if not start.startswith(GGUF_MAGIC):
@@ -19468,10 +20313,10 @@ class GGUFWalk:
             raise ConvertError(f"{path}: is not a GGUF file")
         # The version is a small number: in a big-endian file its first two bytes are zero.
         self.order = "big" if file.read(4)[:2] == bytes(2) else "little"
-        tensors, entries = self.number(8), self.number(8)
-        self.announce(tensors + entries)
+        tensors, self.entries = self.number(8), self.number(8)
+        self.announce(tensors + self.entries)
         seen = set()
-        for _ in range(entries):
+        for _ in range(self.entries):
             key = self.entry()
             # Digests instead of keys, as each of up to 50,000 keys may be long.
             digest = hashlib.blake2b(key, digest_size=16).digest()
@@ -19484,12 +20329,18 @@ class GGUFWalk:
     def copy_header(self, copy: BinaryIO) -> None:
         """Write the header into another file that gets the size of the whole, its data a hole.
 
-        Of a file that no memory map can be made of, the reader sees that instead.
+        Of a file that no memory map can be made of, and of one with a tokenizer, the reader sees
+        that instead. Offsets of data are no longer those of the file, and nothing reads data.
         """
-        length = self.file.tell()
+        begins = [GGUF_BEGINNING, *(end for _, end in self.left_out)]
+        ends = [*(begin for begin, _ in self.left_out), self.file.tell()]
         self.file.seek(0)
         make_sparse(copy)
-        copy.write(self.file.read(length))
+        copy.write(self.file.read(GGUF_BEGINNING - 8))
+        copy.write((self.entries - len(self.left_out)).to_bytes(8, self.order))
+        for begin, end in zip(begins, ends, strict=True):
+            self.file.seek(begin)
+            copy.write(self.file.read(end - begin))
         copy.truncate(self.size)
         copy.flush()
 
@@ -19501,7 +20352,13 @@ class GGUFWalk:
         self.parts += count
         if self.parts > MAX_GGUF_PARTS:
             what = f"it has {self.parts:,} tensors, entries and values in lists, or more"
-            raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read (language models have more)")
+            raise ValueError(f"{what}; {MAX_GGUF_PARTS:,} are read")
+
+    def announce_tokens(self, count: int) -> None:
+        """Count values of the tokenizer's lists; raises ValueError beyond MAX_TOKENS."""
+        self.tokens += count
+        if self.tokens > MAX_TOKENS:
+            raise ValueError(f"its tokenizer has {self.tokens:,} values or more")
 
     def number(self, width: int) -> int:
         """Read an unsigned integer of `width` bytes; raises ValueError at the end of the file."""
@@ -19525,19 +20382,25 @@ class GGUFWalk:
     def entry(self) -> bytes:
         """Walk over one key and its value, and return the key.
 
-        `general.alignment` must be a power of two: the reader computes offsets of data from it.
+        `general.alignment` must be a power of two: the reader computes offsets of data from it. The
+        tokenizer's entries are left out.
         """
+        begin = self.file.tell()
         key, kind = self.name(), self.number(4)
-        if (key, kind) != (b"general.alignment", GGUF_UINT32):
-            self.skip_value(kind)
+        if key.startswith(TOKENIZER):
+            self.skip_value(kind, self.announce_tokens)
+            self.left_out.append((begin, self.file.tell()))
+        elif (key, kind) != (b"general.alignment", GGUF_UINT32):
+            self.skip_value(kind, self.announce)
         elif (alignment := self.number(4)).bit_count() != 1:
             raise ValueError(f"it has a general.alignment of {alignment}, no power of two")
         return key
 
-    def skip_value(self, kind: int) -> None:
+    def skip_value(self, kind: int, announce: Callable[[int], None]) -> None:
         """Skip a value of type `kind`; raises ValueError for a list in a list.
 
-        An unknown type is skipped as if it had no bytes, since the reader refuses it by itself.
+        announce: is told how many values a list has, before they are looked at. An unknown type is
+        skipped as if it had no bytes, since the reader refuses it by itself.
         """
         if kind == GGUF_STRING:
             self.skip(self.number(8))
@@ -19547,7 +20410,7 @@ class GGUFWalk:
             inner, count = self.number(4), self.number(8)
             if inner == GGUF_LIST:
                 raise ValueError("it has a list in a list")
-            self.announce(count)
+            announce(count)
             if inner == GGUF_STRING:
                 for _ in range(count):
                     self.skip(self.number(8))
@@ -19608,19 +20471,36 @@ def refuse_other_shapes(path: Path, pairs: Iterable[tuple[TensorRef, TensorRef]]
         )
 
 
+def encoder_names(path: Path, stored: Model, model: Model) -> GgufNames | None:
+    """Match a GGUF of a text encoder with the source; None for a GGUF of a diffusion model.
+
+    Raises ConvertError for other kinds of files, and for a text encoder's that fits nothing here.
+    """
+    architecture = stored.metadata.get("general.architecture", "")
+    names = language_names(path, architecture, stored.tensors, model)
+    if names.tensors:
+        return names
+    if kind := file_kind(path, stored.tensors):
+        raise ConvertError(f"{path}: is {kind.title}: give the GGUF of the model that is converted")
+    return None
+
+
 def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[str, str], list[str]]:
     """Return {source tensor: GGML type}, and notes on what only one of the two has.
 
-    Names match exactly or without their prefix. Raises ConvertError for a GGUF of another model:
-    none of the linear layers is in it, tensors of equal names have other shapes, or, unless
-    `partial`, it covers a part of the model alone.
+    Names match exactly or without their prefix, and those of text encoders by llama.cpp's tables.
+    Raises ConvertError for a GGUF of another model: none of the linear layers is in it, tensors of
+    equal names have other shapes, or, unless `partial`, it covers a part of the model alone.
     """
     model_of_gguf = open_gguf(path)
     stored, beside = model_of_gguf.tensors, model_of_gguf.beside
-    if kind := file_kind(path, stored):
-        raise ConvertError(f"{path}: is {kind.title}: give the GGUF of the diffusion model")
     # A GGUF's names often lack the prefix that the source's have, or the other way round.
     by_bare = {name: old for old, name in comparable_names(path, stored).items()}
+    wanted = linear_bytes(model)
+    if names := encoder_names(path, model_of_gguf, model):
+        others = stored.keys() - set(names.tensors.values())
+        by_bare = names.tensors | {name: name for name in others}
+        wanted = {layer: size for layer, size in wanted.items() if layer in names.layers}
     matched = {name: name if name in stored else by_bare.get(bare(name)) for name in model.tensors}
     matched = {name: other for name, other in matched.items() if other is not None}
     if not any(ref.name in matched for ref in model.linear_weights):
@@ -19635,7 +20515,7 @@ def match_gguf(path: Path, model: Model, partial: bool = False) -> tuple[dict[st
     weights = (n for n, old in by_bare.items() if n.endswith(".weight") and old not in beside)
     layers = (name.removesuffix(".weight") for name in weights)
     cover = Cover((path,), frozenset(layers))
-    notes = check_blocks(cover, model, partial) + check_cover(cover, linear_bytes(model), partial)
+    notes = check_blocks(cover, model, partial) + check_cover(cover, wanted, partial)
     known = matched.keys() | model.beside.keys()
     new = (ref for ref in model.tensors.values() if ref.is_float and not ref.is_kept)
     lacking = [ref.name for ref in new if ref.name not in known]
@@ -20438,8 +21318,15 @@ def edge_count(options: Options, family: Family) -> int:
     return family.edge_blocks if options.has_family else 0
 
 
-def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
+def edge_format(options: Options, family: Family) -> Format:
+    """Return the format of edge blocks: 16-bit, or what the family has 8 bits for."""
+    return HALF if options.gguf_keep_edge_blocks_fp16 else format_for(options, family.edges)
+
+
+def edge_block_rules(model: Model, family: Family, count: int, form: Format = HALF) -> list[Rule]:
     """Make a rule for each of the first and last `count` transformer blocks of every run of blocks.
+
+    form: what they become; 16-bit stays, also with --target-size.
 
     Families such as Flux run two kinds of blocks one after the other; their edges are the ends of
     the whole run. Raises ConvertError where the source has no block of the names that the family
@@ -20464,8 +21351,9 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
     return [
         Rule(
             names=frozenset(members[name, number]),
-            precision=HALF,
+            precision=form,
             reason=Reason(Why.EDGE_BLOCK, "edge block"),
+            is_open=form.is_quantised,
         )
         for row in rows
         # A run of few blocks has the same block at both of its ends.
@@ -20680,7 +21568,8 @@ def choice_rules(
         *setting_rules(guides.settings, chosen),
     ]
     rules += encoder_rules(options, model, guides)
-    rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
+    count, form = edge_count(options, guides.family), edge_format(options, guides.family)
+    rules += edge_block_rules(model, guides.family, count, form)
     if guides.kinds is not None:
         # A tensor that the GGUF does not have gives no hint: 16-bit is safe.
         lacking = Rule(
@@ -20746,7 +21635,8 @@ def floor_rules(options: Options, model: Model, guides: Guides) -> list[Rule]:
 def shape_rules(model: Model, eight: Format) -> list[Rule]:
     """Make rules that give NVFP4 layers without an FP4 matmul the format `eight`.
 
-    Layers of such shapes would load, but be decoded on every call.
+    Layers of such shapes would load, but be decoded on every call. Layers of fewer columns than a
+    block scale has stay 16-bit: their scales would take what packing saves.
     """
     linear = model.linear_weights
     columns = f"no FP4 matmul: columns % {FP4_MATMUL_K} != 0"
@@ -20759,14 +21649,22 @@ def shape_rules(model: Model, eight: Format) -> list[Rule]:
             if ref.shape[0] % FP4_MATMUL_N and f"{ref.layer}.bias" in model.tensors
         ),
     }
+    few = Rule(
+        names=frozenset(ref.name for ref in linear if ref.shape[1] < BLOCK_SIZE),
+        precision=HALF,
+        reason=Reason(Why.SHAPE, f"fewer than {BLOCK_SIZE} columns"),
+    )
     return [
-        Rule(
-            names=frozenset(names),
-            precision=eight,
-            reason=Reason(Why.SHAPE, text),
-            instead_of=frozenset({NVFP4}),
-        )
-        for text, names in rows.items()
+        few,
+        *(
+            Rule(
+                names=frozenset(names),
+                precision=eight,
+                reason=Reason(Why.SHAPE, text),
+                instead_of=frozenset({NVFP4}),
+            )
+            for text, names in rows.items()
+        ),
     ]
 
 
@@ -27046,7 +27944,9 @@ def render_plan(report: Report) -> list[str]:
         # The first number in a name is the block's; only known families' blocks share a line, as
         # other numbers may count anything.
         number = (
-            None if report.options.verbose else re.search(r"(?<=\.)\d{1,9}(?=\.)", plan.ref.name)
+            None
+            if report.options.verbose
+            else re.search(r"(?:(?<=\.)|(?<=\.block))\d{1,9}(?=\.)", plan.ref.name)
         )
         name, block = plan.ref.name, 0
         if number and bare(name).startswith(TRANSFORMER_BLOCKS):
@@ -27324,7 +28224,7 @@ def block_maps(layers: Iterable[dict]) -> tuple[list[BlockMap], list[dict]]:
     """Sort layers into the blocks of their families, and those outside of any."""
     families, outside = defaultdict(dict), []
     # Matched on bare names; a prefix is put before the family's name again.
-    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
+    inside = re.compile(rf"({'|'.join(TRANSFORMER_BLOCKS)})\.?(\d{{1,9}})\.(.+)\.weight", re.DOTALL)
     for layer in layers:
         name = bare(layer["name"])
         if found := inside.fullmatch(name):
@@ -28482,8 +29382,8 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
     """List what a model of this family, or of none, has to have and lacks: layers, blocks, tensors.
 
     Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
-    number there is; a block has to have what most blocks of its name have. In a model of no family
-    the first blocks or the last may have less than most, as in Mochi, SeedVR and Hunyuan3D.
+    number there is; a block has to have what half the blocks of its name have. In a model of no
+    family, or of an uneven one such as Mochi, the first blocks or the last may have less.
     """
     names = {bare(name) for name in model.tensors}
     missing = missing_beside(names, family) if family else []
@@ -28492,8 +29392,8 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
         if isinstance(family, TextEncoder) and family.uneven:
             continue
         counts = Counter(part for parts in blocks.values() for part in parts)
-        usual = {part for part, count in counts.items() if 2 * count > len(blocks)}
-        if not family:
+        usual = {part for part, count in counts.items() if 2 * count >= len(blocks)}
+        if not family or family.uneven:
             usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
         for number, parts in sorted(blocks.items()):
             missing += [f"{run}.{number}.{part}" for part in usual - parts]

@@ -212,13 +212,13 @@ def file_kind(path: Path, tensors: Mapping[str, TensorRef]) -> FileKind | None:
         return None
     shapes = {names[name]: ref.shape for name, ref in tensors.items()}
     if encoder_of(shapes)[0]:
-        return encoder_kind(shapes)
+        return half_encoder(shapes)
     prefix = diffusion_prefix(names.values())
     own = {name: shape for name, shape in shapes.items() if not is_beside(name, prefix)}
     return kind_of_file(own or shapes, is_model=bool(model_prefixes(own)))
 
 
-def encoder_kind(shapes: Mapping[str, tuple[int, ...]]) -> FileKind | None:
+def half_encoder(shapes: Mapping[str, tuple[int, ...]]) -> FileKind | None:
     """Tell a text encoder that is not converted, as ComfyUI loads no quantised layers of it."""
     name, size = encoder_of(shapes)
     if not name or not ENCODERS[name].half_only:

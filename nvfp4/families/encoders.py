@@ -52,33 +52,40 @@ class TextEncoder(Family):
     sizes: tuple[Size, ...]
     half_only: bool = False
     embeddings: str = EIGHT_BITS
-    edge_blocks: int = 0
+    edge_blocks: int = 1
+    edges: str = EIGHT_BITS
     makes: tuple[str, ...] = ("text",)
     uneven: bool = False
 
 
-# llama.cpp gives these more bits in all K-quants (llama-quant.cpp, llama_tensor_get_type).
+# By byte, these lower the error of the hidden states most: measured on trained encoders
+# (benchmarks/encoders.py, docs/encoders.md). Of V and down, llama.cpp's K-quants keep more as well.
 V_PROJECTION = Keep(
-    r"\.(v_proj|SelfAttention\.v)$", EIGHT_BITS, "attention V: more bits in llama.cpp's K-quants"
+    r"\.(v_proj|SelfAttention\.v)$", EIGHT_BITS, "attention V: most error by byte, as measured"
+)
+OUT_PROJECTION = Keep(
+    r"\.(o_proj|linear_attn\.out_proj|SelfAttention\.o)$",
+    EIGHT_BITS,
+    "attention output: much error by byte, as measured",
 )
 FFN_DOWN = Keep(
     r"\.(down_proj|DenseReluDense\.wo)$",
     EIGHT_BITS,
-    "feed-forward down projection: more bits in llama.cpp's K-quants",
+    "feed-forward down projection: large activations, and Q6_K in a Q5_K_M",
 )
-FUSED_QKV = Keep(
+LINEAR_QKV = Keep(
     r"\.in_proj_qkv$", EIGHT_BITS, "fused attention QKV: more bits in llama.cpp's K-quants"
 )
 VISION = Keep(
     r"^(model\.)?(visual|vision_model)\.",
-    EIGHT_BITS,
-    "vision tower: Q8_0 or more in llama.cpp's mmproj files",
+    "16-bit",
+    "vision tower: 16-bit in published NVFP4 encoders (6block/MiniMax-H3-Qwen3-VL-NVFP4)",
 )
 # Gates of a few rows, of linear attention, and what Gemma 4 adds in each block for single tokens.
 SMALL_GATES = Keep(
     r"\.(in_proj_[ab]|per_layer_\w+)$", "16-bit", "gates of a few rows: F32 or F16 in GGUFs"
 )
-LLAMA_KEEPS = (VISION, SMALL_GATES, V_PROJECTION, FUSED_QKV, FFN_DOWN)
+LLAMA_KEEPS = (VISION, SMALL_GATES, V_PROJECTION, OUT_PROJECTION, LINEAR_QKV, FFN_DOWN)
 # The head makes text of hidden states, and no picture; ComfyUI knows it as a linear layer.
 HEAD = Keep(r"(^|\.)lm_head$", EIGHT_BITS, "output layer: Q6_K or more in llama.cpp's K-quants")
 # Blocks of language models, in ComfyUI's names without prefix and in those of transformers.
@@ -94,6 +101,8 @@ QWEN35_NORM = "model.language_model.layers.0.input_layernorm.weight"
 QWEN3VL = "model.visual.deepstack_merger_list.0.norm.weight"
 QWEN3 = f"{LAYER_0}.self_attn.q_norm.weight"
 NORM_0 = f"{LAYER_0}.post_attention_layernorm.weight"
+# ComfyUI reads no quantised layers of a language model without this one.
+K_0 = f"{LAYER_0}.self_attn.k_proj.weight"
 GEMMA = f"{LAYER_0}.post_feedforward_layernorm.weight"
 ENCODERS = {
     "clip": TextEncoder(
@@ -119,7 +128,7 @@ ENCODERS = {
         title="T5",
         known_as=("umt5_xxl_fp16", "t5xxl_fp16", "t5-v1_1-xxl", "Wan", "Flux.1", "Chroma"),
         blocks=(("encoder.block",),),
-        keeps=(V_PROJECTION, FFN_DOWN),
+        keeps=(V_PROJECTION, OUT_PROJECTION, FFN_DOWN),
         sizes=(
             Size("umt5-xxl", (f"{T5_23}.wi_1.weight [10240", UMT5), (), ("wan",), "spiece_model"),
             Size(
@@ -240,10 +249,10 @@ ENCODERS = {
         blocks=LLAMA_BLOCKS,
         keeps=LLAMA_KEEPS,
         sizes=(
-            Size("4B", (QWEN3, f"{NORM_0} [2560"), types=("lumina2", "flux2")),
-            Size("2B", (QWEN3, f"{NORM_0} [2048"), types=("ovis",)),
-            Size("8B", (QWEN3, f"{NORM_0} [4096"), types=("flux2", "ideogram4")),
-            Size("0.6B", (QWEN3, f"{NORM_0} [1024")),
+            Size("4B", (QWEN3, K_0, f"{NORM_0} [2560"), types=("lumina2", "flux2")),
+            Size("2B", (QWEN3, K_0, f"{NORM_0} [2048"), types=("ovis",)),
+            Size("8B", (QWEN3, K_0, f"{NORM_0} [4096"), types=("flux2", "ideogram4")),
+            Size("0.6B", (QWEN3, K_0, f"{NORM_0} [1024")),
         ),
     ),
     "mistral-small": TextEncoder(
@@ -252,9 +261,9 @@ ENCODERS = {
         blocks=LLAMA_BLOCKS,
         keeps=LLAMA_KEEPS,
         sizes=(
-            Size("24B", (f"{NORM_0} [5120", NORM_0.replace(".0.", ".39.")), (QWEN3,), ("flux2",),
-                 "tekken_model"),
-            Size("24B, 30 of its 40 blocks", (f"{NORM_0} [5120",), (QWEN3,), ("flux2",),
+            Size("24B", (K_0, f"{NORM_0} [5120", NORM_0.replace(".0.", ".39.")), (QWEN3,),
+                 ("flux2",), "tekken_model"),
+            Size("24B, 30 of its 40 blocks", (K_0, f"{NORM_0} [5120",), (QWEN3,), ("flux2",),
                  "tekken_model"),
         ),
     ),
@@ -263,14 +272,14 @@ ENCODERS = {
         known_as=("ministral_3_3b", "ERNIE-Image"),
         blocks=LLAMA_BLOCKS,
         keeps=LLAMA_KEEPS,
-        sizes=(Size("3B", (f"{NORM_0} [3072",), (QWEN3,), (), "tekken_model"),),
+        sizes=(Size("3B", (K_0, f"{NORM_0} [3072",), (QWEN3,), (), "tekken_model"),),
     ),
     "llama3": TextEncoder(
         title="Llama 3",
         known_as=("llama_3.1_8b_instruct", "llava_llama3", "Hunyuan Video", "HiDream"),
         blocks=LLAMA_BLOCKS,
         keeps=LLAMA_KEEPS,
-        sizes=(Size("8B", (f"{NORM_0} [4096",), (QWEN3,), ("hidream", "hunyuan_video")),),
+        sizes=(Size("8B", (K_0, f"{NORM_0} [4096",), (QWEN3,), ("hidream", "hunyuan_video")),),
     ),
 }  # fmt: skip
 # Names of transformers' files that ComfyUI has otherwise: {prefix: ComfyUI's}. Nothing but prefixes

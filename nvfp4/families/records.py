@@ -55,6 +55,7 @@ class Family:
     together: modules that a model has all of or none, as its variants add them.
     uneven: whether its first or last blocks lack by design what most blocks have.
     edge_blocks: how many blocks stay 16-bit at each end.
+    edges: the precision of these blocks, "16-bit" or EIGHT_BITS.
     keeps: layers of the blocks that get more than NVFP4; the first that matches wins.
     full_precision: layers that the preset marks for full-precision matmul; "" for none.
     makes: what it makes, for --list-presets: "image", "video", "audio", "3D", "text". Where images
@@ -72,6 +73,7 @@ class Family:
     together: tuple[tuple[str, ...], ...] = ()
     uneven: bool = False
     edge_blocks: int = EDGE_BLOCKS
+    edges: str = "16-bit"
     keeps: tuple[Keep, ...] = ()
     full_precision: str = ""
     makes: tuple[str, ...] = ("video",)

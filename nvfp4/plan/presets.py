@@ -13,6 +13,7 @@ from collections import defaultdict
 
 from nvfp4.errors import ConvertError
 from nvfp4.families import ANY_FAMILY, EDGE_BLOCKS, EIGHT_BITS, HEAD, ROWS, Family, TextEncoder
+from nvfp4.formats.base import Format
 from nvfp4.formats.floats import HALF
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import Model, bare
@@ -37,8 +38,15 @@ def edge_count(options: Options, family: Family) -> int:
     return family.edge_blocks if options.has_family else 0
 
 
-def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
+def edge_format(options: Options, family: Family) -> Format:
+    """Return the format of edge blocks: 16-bit, or what the family has 8 bits for."""
+    return HALF if options.gguf_keep_edge_blocks_fp16 else format_for(options, family.edges)
+
+
+def edge_block_rules(model: Model, family: Family, count: int, form: Format = HALF) -> list[Rule]:
     """Make a rule for each of the first and last `count` transformer blocks of every run of blocks.
+
+    form: what they become; 16-bit stays, also with --target-size.
 
     Families such as Flux run two kinds of blocks one after the other; their edges are the ends of
     the whole run. Raises ConvertError where the source has no block of the names that the family
@@ -63,8 +71,9 @@ def edge_block_rules(model: Model, family: Family, count: int) -> list[Rule]:
     return [
         Rule(
             names=frozenset(members[name, number]),
-            precision=HALF,
+            precision=form,
             reason=Reason(Why.EDGE_BLOCK, "edge block"),
+            is_open=form.is_quantised,
         )
         for row in rows
         # A run of few blocks has the same block at both of its ends.

@@ -34,7 +34,7 @@ from nvfp4.plan.choosing import (
 )
 from nvfp4.plan.contract import contract_rules, embedding_rules
 from nvfp4.plan.encoders import encoder_embeddings, encoder_rules, encoder_weights
-from nvfp4.plan.presets import edge_block_rules, edge_count, preset_rules
+from nvfp4.plan.presets import edge_block_rules, edge_count, edge_format, preset_rules
 from nvfp4.plan.records import UNNAMED, Rule
 from nvfp4.reasons import Reason, Why
 
@@ -157,7 +157,8 @@ def choice_rules(
         *setting_rules(guides.settings, chosen),
     ]
     rules += encoder_rules(options, model, guides)
-    rules += edge_block_rules(model, guides.family, edge_count(options, guides.family))
+    count, form = edge_count(options, guides.family), edge_format(options, guides.family)
+    rules += edge_block_rules(model, guides.family, count, form)
     if guides.kinds is not None:
         # A tensor that the GGUF does not have gives no hint: 16-bit is safe.
         lacking = Rule(

@@ -47,11 +47,12 @@ def test_a_text_encoder_is_converted_and_read_back(source, tmp_path):
     output = tmp_path / "o.safetensors"
     report = convert(parse_options([str(source), str(output), "--quiet"]))
     found = load_file(output)
-    block = "encoder.block.0.layer"
+    block = "encoder.block.1.layer"
     dtypes = {
+        "encoder.block.0.layer.0.SelfAttention.q.weight": torch.int8,
         f"{block}.0.SelfAttention.q.weight": torch.uint8,
         f"{block}.0.SelfAttention.v.weight": torch.int8,
-        f"{LAST}.weight": torch.uint8,
+        f"{LAST}.weight": torch.int8,
         "shared.weight": torch.int8,
         f"{block}.0.SelfAttention.relative_attention_bias.weight": torch.bfloat16,
         # ComfyUI computes in the dtype of this norm.
@@ -64,7 +65,8 @@ def test_a_text_encoder_is_converted_and_read_back(source, tmp_path):
     assert found["spiece_model"].tolist() == [*range(9)]
     with safe_open(output, "pt") as file:
         layers = json.loads(file.metadata()["_quantization_metadata"])["layers"]
-    assert layers[LAST] == {"format": "nvfp4", "full_precision_matrix_mult": True}
+    marked = {"format": "nvfp4", "full_precision_matrix_mult": True}
+    assert layers[f"{block}.0.SelfAttention.q"] == marked
     assert "full_precision_matrix_mult" not in layers["shared"]
     assert not any(name.endswith("input_scale") for name in found)
     assert report.work["shares"] == {"FP4": 0, "INT8 or FP8": 0, "16-bit": 1}
