@@ -2724,6 +2724,8 @@ class TensorRef:
     config: the JSON for `comfy_quant` of such a layer; it is kept with the layer's weight.
     kept_as: the title of its format, which the weight has, too; "" for one that no row describes.
     patches: the LoRAs' changes that are added, in this order, when it is read.
+    module: which module of the user's ComfyUI has it, as that answered: "" for a linear layer, else
+        its class; None where it was not asked, and names and shapes tell.
     """
 
     name: str
@@ -2737,6 +2739,7 @@ class TensorRef:
     config: str = ""
     kept_as: str = ""
     patches: tuple[Patch, ...] = ()
+    module: str | None = None
 
     @property
     def paths(self) -> set[Path]:
@@ -2769,13 +2772,17 @@ class TensorRef:
         """Tell whether it is taken for a linear layer's weight.
 
         That is a float matrix named `*.weight`, unless a class of ComfyUI has something else of
-        that name, such as an embedding.
+        that name, such as an embedding; of a model that the user's ComfyUI knows, that tells.
         """
+        if self.module is not None:
+            return self.is_matrix and not self.module
         return self.is_matrix and not not_linear(bare(self.layer))
 
     @property
     def is_embedding(self) -> bool:
         """Tell whether a class of ComfyUI has an embedding of its own operations for it."""
+        if self.module is not None:
+            return self.is_matrix and self.module == EMBEDDING.rpartition(" ")[2]
         found = not_linear(bare(self.layer)) if self.is_matrix else None
         return found is not None and found.kind == EMBEDDING
 
@@ -6514,7 +6521,7 @@ def recognise(model: Model) -> tuple[str, str]:
 
 # Presets for models of any family, with their lines in --list-presets.
 GENERAL_PRESETS = {
-    "auto": "the family that the source is recognised as (default)",
+    "auto": "the family that the source is recognised as, smart where there is none (default)",
     "smart": "any model by its structure: 16-bit outside the repeated blocks, 8-bit for attention "
     "V and feed-forward down projections, NVFP4 for the rest of the blocks",
     "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",
@@ -17549,6 +17556,8 @@ class Taken:
     configuration: its fields, as text. tensors: how many the file has. left: how many of them no
     module was given, such as those of a VAE, which is not loaded. troubles: all that is wrong.
     unsure: why ComfyUI could not say, "" where it could.
+    modules: {name in the file: class of the module that has it} of weights of two dimensions; ""
+        for a linear layer of ComfyUI's own operations.
     """
 
     recognised: str
@@ -17557,6 +17566,7 @@ class Taken:
     left: int
     troubles: tuple[Trouble, ...]
     unsure: str
+    modules: dict[str, str]
 
     @property
     def stopped(self) -> str:
@@ -18590,6 +18600,24 @@ class Load:
             for key, (kind, detail) in sorted(found.items())
         ]
 
+    def modules_of(self, names: dict) -> dict:
+        """Tell which module has each weight of two dimensions: {name in the file: class}.
+
+        "" stands for a linear layer of ComfyUI's own operations, which alone takes packed weights.
+        names: {id of a tensor: its name in the file}.
+        """
+        found, modules = {}, dict(self.module.named_modules())
+        for key, tensor in self.given.items():
+            path, _, leaf = key.rpartition(".")
+            if leaf == "weight" and tensor.dim() == 2 and path in modules and id(tensor) in names:
+                kind = type(modules[path])
+                own = kind.__module__ == "comfy.ops"
+                name = (
+                    kind.__name__ if own else f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+                )
+                found[names[id(tensor)]] = "" if own and name == "Linear" else name
+        return found
+
     def judge_unexpected(self, modules: dict, key: str) -> list:
         """Tell what it means that no module took a tensor: kind and detail, [] for nothing."""
         path, _, leaf = key.rpartition(".")
@@ -18785,7 +18813,7 @@ def ask_about(watch: Watch, file: dict) -> dict:
         state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
     except LookupError as error:
         nothing = {"recognised": "", "configuration": {}, "troubles": [], "unsure": error.args[0]}
-        return nothing | {"tensors": len(file["tensors"]), "left": 0}
+        return nothing | {"tensors": len(file["tensors"]), "left": 0, "modules": {}}
     # The tensors stay alive here, so that no other gets the identity of one of them.
     names, kept = {id(tensor): name for name, tensor in state.items()}, [*state.values()]
     encoder = stopped = ""
@@ -18813,6 +18841,7 @@ def ask_about(watch: Watch, file: dict) -> dict:
         "left": len(left),
         "troubles": troubles,
         "unsure": unsure[0] if unsure else "",
+        "modules": {k: v for load in watch.loads for k, v in load.modules_of(names).items()},
     }
 
 
@@ -18957,6 +18986,40 @@ def import_problem(comfyui: ComfyUI, answered: dict) -> str:
         f"its Python ({comfyui.python}) has no module {absent}; install what {comfyui.folder}"
         f"{os.sep}requirements.txt lists, or run this with the Python that ComfyUI runs with"
     )
+
+
+# ── nvfp4/asking/linear.py: Ask a ComfyUI which layers of an unknown model are linear: it decides, 
+
+def modules_told(comfyui: ComfyUI | None, model: Model) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Ask which module has each weight of a model that is of no family, and note what came of it.
+
+    Returns {name: class}, "" for linear layers, as in `Taken`; {} for a known family, without a
+    ComfyUI, and where that does not know the model, which asking about the output tells. Raises
+    ConvertError as `answer_of`.
+    """
+    if comfyui is None or recognise(model)[0]:
+        return {}, ()
+    answer = answer_of(comfyui, {"file": question_of_model(model, is_source=True)})
+    if not answer.is_known or not answer.file.modules:
+        return {}, ()
+    others = Counter(kind for kind in answer.file.modules.values() if kind)
+    told = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common())
+    linear = in_number(len(answer.file.modules) - others.total(), "linear layers")
+    note = f"{comfyui.title} recognises {answer.file.recognised}, and has {linear}"
+    note += f"; other weights of two dimensions stay 16-bit: {told}" if told else ""
+    return answer.file.modules, (Note(note, Rank.INFORMATION),)
+
+
+def with_modules(source: Source, modules: dict[str, str], notes: tuple[str, ...]) -> Source:
+    """Let each weight of a source know which module of ComfyUI has it, as `modules_told` found."""
+    if not modules:
+        return source
+    tensors = {
+        name: dataclasses.replace(ref, module=modules.get(name))
+        for name, ref in source.model.tensors.items()
+    }
+    model = dataclasses.replace(source.model, tensors=tensors)
+    return Source(model, (*source.notes, *notes))
 
 
 # ── nvfp4/encode/compiling.py: Compile kernels in another process, while this one encodes with torc
@@ -19763,12 +19826,13 @@ def match_calibration(
 LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
 
 
-def repeated_blocks(model: Model) -> Family:
+def repeated_blocks(model: Model, why: str = "--preset smart:") -> Family:
     """Make a family for a model that has none: blocks are what is numbered and repeats.
 
     A name counts as transformer blocks if at least LEAST_REPEATS numbers follow it and its layers
     have at least LEAST_REPEATED_SHARE of the linear weights' bytes. Attention V, fused QKV and down
-    projections get one step more than NVFP4, as in known families. Raises ConvertError without any.
+    projections get one step more than NVFP4, as in known families. Raises ConvertError without any;
+    why: how its line begins.
     """
     members, sizes = defaultdict(set), Counter()
     for ref in model.linear_weights:
@@ -19785,7 +19849,7 @@ def repeated_blocks(model: Model) -> Family:
     ]
     if not found:
         raise ConvertError(
-            "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
+            f"{why} the source has no repeated blocks, as blocks.0, blocks.1 ...; "
             "--preset all quantises every linear layer, or name some with --include"
         )
     for name in found:
@@ -19794,7 +19858,7 @@ def repeated_blocks(model: Model) -> Family:
         if lacking := gaps({int(match[1]) for match in matches if match}):
             named = examples(f"{name}.{number}" for number in lacking)
             raise ConvertError(
-                f"--preset smart: the source lacks {named} before its last {name}.N; if it is one "
+                f"{why} the source lacks {named} before its last {name}.N; if it is one "
                 "shard of several, give the *.safetensors.index.json beside it, or the folder"
             )
     return Family(
@@ -19802,11 +19866,24 @@ def repeated_blocks(model: Model) -> Family:
     )
 
 
+def about_unknown(options: Options, family: Family) -> str:
+    """Say what --preset smart, which stands in for a family, makes of an unknown model."""
+    where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
+    kept = ", ".join(keep.what for keep in family.keeps)
+    asks = "" if options.comfyui else "; --comfyui DIR asks your ComfyUI which layers are linear"
+    return (
+        f"no family recognised: --preset smart goes by structure, and nobody measured this model: "
+        f"16-bit outside {where} and in their first and last {family.edge_blocks}, 8-bit for "
+        f"{kept}{asks}"
+    )
+
+
 def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     """Return the row of ROWS to go by, or one made for the source, and a note on the choice.
 
-    With --preset auto that is the recognised family; with a family's name the source must be of it.
-    Raises ConvertError where it is not, and where auto recognises none and no option names layers.
+    With --preset auto that is the recognised family, and without one what `smart` makes, unless
+    options name the layers; with a family's name the source must be of it. Raises ConvertError
+    where it is not.
     """
     name, variant = recognise(model)
     preset = options.preset
@@ -19827,10 +19904,8 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
         what = "no family recognised: only what options name is quantised"
         return known, [Note(what, Rank.NOTE)]
     if preset == "auto":
-        raise ConvertError(
-            f"{options.source}: is of no family that --list-presets has; give --gguf, "
-            "--preset smart, --preset all, or --include REGEX"
-        )
+        family = repeated_blocks(model, f"{options.source}: no family recognised:")
+        return family, [Note(about_unknown(options, family), Rank.NOTE)]
     if name != preset:
         is_known = f"is recognised as {known.title}" if name else "is of no known family"
         raise ConvertError(
@@ -21141,9 +21216,17 @@ def doubtful_layers(model: Model, included: tuple[str, ...]) -> frozenset[str]:
     return frozenset(
         ref.name
         for ref in model.linear_weights
-        if is_doubtful(bare(ref.layer), ref.shape, has_bias=f"{ref.layer}.bias" in model.tensors)
+        if ref.module is None
+        and is_doubtful(bare(ref.layer), ref.shape, has_bias=f"{ref.layer}.bias" in model.tensors)
         and not any(is_exact(pattern, ref) for pattern in included)
     )
+
+
+def module_instead(ref: TensorRef) -> str:
+    """Say what ComfyUI has for a weight instead of a linear layer, "" where it has one."""
+    if ref.module is not None:
+        return ref.module and f"your ComfyUI has a {ref.module} there, and no linear layer"
+    return str(not_linear(bare(ref.layer)) or "")
 
 
 def embedding_rules(model: Model, asked: Set[str] = frozenset()) -> list[Rule]:
@@ -21153,10 +21236,10 @@ def embedding_rules(model: Model, asked: Set[str] = frozenset()) -> list[Rule]:
     """
     groups = defaultdict(set)
     for ref in model.tensors.values():
-        if ref.is_matrix and ref.name not in asked and (found := not_linear(bare(ref.layer))):
+        if ref.is_matrix and ref.name not in asked and (found := module_instead(ref)):
             groups[found].add(ref.name)
     return [
-        Rule(names=frozenset(names), precision=HALF, reason=Reason(Why.SOURCE, str(found)))
+        Rule(names=frozenset(names), precision=HALF, reason=Reason(Why.SOURCE, found))
         for found, names in groups.items()
     ]
 
@@ -21362,9 +21445,9 @@ def edge_block_rules(model: Model, family: Family, count: int, form: Format = HA
 
 
 def preset_reason(options: Options, family: Family) -> Reason:
-    """Name the preset as the reason; for --preset auto the family that was recognised."""
-    name = next((name for name, row in ROWS.items() if row is family), "")
-    shown = name if options.preset == "auto" and name else options.preset
+    """Name the preset as the reason; for --preset auto the family that was recognised, or smart."""
+    name = next((name for name, row in ROWS.items() if row is family), "smart")
+    shown = name if options.preset == "auto" else options.preset
     return Reason(Why.FAMILY, f"--preset {shown}")
 
 
@@ -29616,7 +29699,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
         comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
-        planned = plan_conversion(options, ranks)
+        planned = plan_conversion(options, ranks, comfyui)
         if comfyui:
             phase("asking ComfyUI", quiet=options.quiet)
         asked = ask_about_job(comfyui, planned.job)
@@ -29705,13 +29788,17 @@ def unread_values(options: Options, plans: Iterable[TensorPlan]) -> list[str]:
     return [Note(f"{what}; a dry run fetches headers alone: {examples(unseen)}", Rank.NOTE)]
 
 
-def plan_conversion(options: Options, ranks: Ranks) -> Planned:
-    """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError."""
+def plan_conversion(options: Options, ranks: Ranks, comfyui: ComfyUI | None) -> Planned:
+    """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError.
+
+    comfyui: what the first rank may ask about a model of no family.
+    """
     say = partial(phase, quiet=options.quiet)
     say("reading headers")
     # Only headers are read here; weights are read while they are measured or encoded.
     source = read_source(options)
     source_bytes = file_bytes(source.model)
+    source = with_modules(source, *ranks.gather(modules_told(comfyui, source.model))[0])
     device = pick_device(options.device, ranks)
     refuse_text_targets(options, source.model)
     say("reading guides")

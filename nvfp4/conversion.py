@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 
 from nvfp4.asking.ask import ask_about_job
-from nvfp4.asking.find import find_comfyui
+from nvfp4.asking.find import ComfyUI, find_comfyui
+from nvfp4.asking.linear import modules_told, with_modules
 from nvfp4.encode.compute import capability_here, describe_device, pick_device
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError, examples, in_number
@@ -136,7 +137,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         if not ranks.is_first:
             options = dataclasses.replace(options, quiet=True)
         comfyui = find_comfyui(options.comfyui) if ranks.is_first else None
-        planned = plan_conversion(options, ranks)
+        planned = plan_conversion(options, ranks, comfyui)
         if comfyui:
             phase("asking ComfyUI", quiet=options.quiet)
         asked = ask_about_job(comfyui, planned.job)
@@ -225,13 +226,17 @@ def unread_values(options: Options, plans: Iterable[TensorPlan]) -> list[str]:
     return [Note(f"{what}; a dry run fetches headers alone: {examples(unseen)}", Rank.NOTE)]
 
 
-def plan_conversion(options: Options, ranks: Ranks) -> Planned:
-    """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError."""
+def plan_conversion(options: Options, ranks: Ranks, comfyui: ComfyUI | None) -> Planned:
+    """Run the phases from reading headers to the job, laid out to the byte. Raises ConvertError.
+
+    comfyui: what the first rank may ask about a model of no family.
+    """
     say = partial(phase, quiet=options.quiet)
     say("reading headers")
     # Only headers are read here; weights are read while they are measured or encoded.
     source = read_source(options)
     source_bytes = file_bytes(source.model)
+    source = with_modules(source, *ranks.gather(modules_told(comfyui, source.model))[0])
     device = pick_device(options.device, ranks)
     refuse_text_targets(options, source.model)
     say("reading guides")

@@ -71,6 +71,8 @@ class TensorRef:
     config: the JSON for `comfy_quant` of such a layer; it is kept with the layer's weight.
     kept_as: the title of its format, which the weight has, too; "" for one that no row describes.
     patches: the LoRAs' changes that are added, in this order, when it is read.
+    module: which module of the user's ComfyUI has it, as that answered: "" for a linear layer, else
+        its class; None where it was not asked, and names and shapes tell.
     """
 
     name: str
@@ -84,6 +86,7 @@ class TensorRef:
     config: str = ""
     kept_as: str = ""
     patches: tuple[Patch, ...] = ()
+    module: str | None = None
 
     @property
     def paths(self) -> set[Path]:
@@ -116,13 +119,17 @@ class TensorRef:
         """Tell whether it is taken for a linear layer's weight.
 
         That is a float matrix named `*.weight`, unless a class of ComfyUI has something else of
-        that name, such as an embedding.
+        that name, such as an embedding; of a model that the user's ComfyUI knows, that tells.
         """
+        if self.module is not None:
+            return self.is_matrix and not self.module
         return self.is_matrix and not not_linear(bare(self.layer))
 
     @property
     def is_embedding(self) -> bool:
         """Tell whether a class of ComfyUI has an embedding of its own operations for it."""
+        if self.module is not None:
+            return self.is_matrix and self.module == EMBEDDING.rpartition(" ")[2]
         found = not_linear(bare(self.layer)) if self.is_matrix else None
         return found is not None and found.kind == EMBEDDING
 

@@ -52,6 +52,8 @@ class Taken:
     configuration: its fields, as text. tensors: how many the file has. left: how many of them no
     module was given, such as those of a VAE, which is not loaded. troubles: all that is wrong.
     unsure: why ComfyUI could not say, "" where it could.
+    modules: {name in the file: class of the module that has it} of weights of two dimensions; ""
+        for a linear layer of ComfyUI's own operations.
     """
 
     recognised: str
@@ -60,6 +62,7 @@ class Taken:
     left: int
     troubles: tuple[Trouble, ...]
     unsure: str
+    modules: dict[str, str]
 
     @property
     def stopped(self) -> str:

@@ -150,6 +150,24 @@ class Load:
             for key, (kind, detail) in sorted(found.items())
         ]
 
+    def modules_of(self, names: dict) -> dict:
+        """Tell which module has each weight of two dimensions: {name in the file: class}.
+
+        "" stands for a linear layer of ComfyUI's own operations, which alone takes packed weights.
+        names: {id of a tensor: its name in the file}.
+        """
+        found, modules = {}, dict(self.module.named_modules())
+        for key, tensor in self.given.items():
+            path, _, leaf = key.rpartition(".")
+            if leaf == "weight" and tensor.dim() == 2 and path in modules and id(tensor) in names:
+                kind = type(modules[path])
+                own = kind.__module__ == "comfy.ops"
+                name = (
+                    kind.__name__ if own else f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+                )
+                found[names[id(tensor)]] = "" if own and name == "Linear" else name
+        return found
+
     def judge_unexpected(self, modules: dict, key: str) -> list:
         """Tell what it means that no module took a tensor: kind and detail, [] for nothing."""
         path, _, leaf = key.rpartition(".")
@@ -345,7 +363,7 @@ def ask_about(watch: Watch, file: dict) -> dict:
         state = {name: tensor_of(*facts) for name, facts in file["tensors"].items()}
     except LookupError as error:
         nothing = {"recognised": "", "configuration": {}, "troubles": [], "unsure": error.args[0]}
-        return nothing | {"tensors": len(file["tensors"]), "left": 0}
+        return nothing | {"tensors": len(file["tensors"]), "left": 0, "modules": {}}
     # The tensors stay alive here, so that no other gets the identity of one of them.
     names, kept = {id(tensor): name for name, tensor in state.items()}, [*state.values()]
     encoder = stopped = ""
@@ -373,6 +391,7 @@ def ask_about(watch: Watch, file: dict) -> dict:
         "left": len(left),
         "troubles": troubles,
         "unsure": unsure[0] if unsure else "",
+        "modules": {k: v for load in watch.loads for k, v in load.modules_of(names).items()},
     }
 
 

@@ -74,7 +74,7 @@ def recognise(model: Model) -> tuple[str, str]:
 
 # Presets for models of any family, with their lines in --list-presets.
 GENERAL_PRESETS = {
-    "auto": "the family that the source is recognised as (default)",
+    "auto": "the family that the source is recognised as, smart where there is none (default)",
     "smart": "any model by its structure: 16-bit outside the repeated blocks, 8-bit for attention "
     "V and feed-forward down projections, NVFP4 for the rest of the blocks",
     "all": "NVFP4 for every linear layer that ComfyUI does not recognise a model by",

@@ -22,12 +22,13 @@ from nvfp4.options import Options
 LEAST_REPEATS, LEAST_REPEATED_SHARE = 4, 0.05
 
 
-def repeated_blocks(model: Model) -> Family:
+def repeated_blocks(model: Model, why: str = "--preset smart:") -> Family:
     """Make a family for a model that has none: blocks are what is numbered and repeats.
 
     A name counts as transformer blocks if at least LEAST_REPEATS numbers follow it and its layers
     have at least LEAST_REPEATED_SHARE of the linear weights' bytes. Attention V, fused QKV and down
-    projections get one step more than NVFP4, as in known families. Raises ConvertError without any.
+    projections get one step more than NVFP4, as in known families. Raises ConvertError without any;
+    why: how its line begins.
     """
     members, sizes = defaultdict(set), Counter()
     for ref in model.linear_weights:
@@ -44,7 +45,7 @@ def repeated_blocks(model: Model) -> Family:
     ]
     if not found:
         raise ConvertError(
-            "--preset smart: the source has no repeated blocks, as blocks.0, blocks.1 ...; "
+            f"{why} the source has no repeated blocks, as blocks.0, blocks.1 ...; "
             "--preset all quantises every linear layer, or name some with --include"
         )
     for name in found:
@@ -53,7 +54,7 @@ def repeated_blocks(model: Model) -> Family:
         if lacking := gaps({int(match[1]) for match in matches if match}):
             named = examples(f"{name}.{number}" for number in lacking)
             raise ConvertError(
-                f"--preset smart: the source lacks {named} before its last {name}.N; if it is one "
+                f"{why} the source lacks {named} before its last {name}.N; if it is one "
                 "shard of several, give the *.safetensors.index.json beside it, or the folder"
             )
     return Family(
@@ -61,11 +62,24 @@ def repeated_blocks(model: Model) -> Family:
     )
 
 
+def about_unknown(options: Options, family: Family) -> str:
+    """Say what --preset smart, which stands in for a family, makes of an unknown model."""
+    where = ", ".join(f"{name}.N" for name in itertools.chain(*family.blocks))
+    kept = ", ".join(keep.what for keep in family.keeps)
+    asks = "" if options.comfyui else "; --comfyui DIR asks your ComfyUI which layers are linear"
+    return (
+        f"no family recognised: --preset smart goes by structure, and nobody measured this model: "
+        f"16-bit outside {where} and in their first and last {family.edge_blocks}, 8-bit for "
+        f"{kept}{asks}"
+    )
+
+
 def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
     """Return the row of ROWS to go by, or one made for the source, and a note on the choice.
 
-    With --preset auto that is the recognised family; with a family's name the source must be of it.
-    Raises ConvertError where it is not, and where auto recognises none and no option names layers.
+    With --preset auto that is the recognised family, and without one what `smart` makes, unless
+    options name the layers; with a family's name the source must be of it. Raises ConvertError
+    where it is not.
     """
     name, variant = recognise(model)
     preset = options.preset
@@ -86,10 +100,8 @@ def find_family(options: Options, model: Model) -> tuple[Family, list[str]]:
         what = "no family recognised: only what options name is quantised"
         return known, [Note(what, Rank.NOTE)]
     if preset == "auto":
-        raise ConvertError(
-            f"{options.source}: is of no family that --list-presets has; give --gguf, "
-            "--preset smart, --preset all, or --include REGEX"
-        )
+        family = repeated_blocks(model, f"{options.source}: no family recognised:")
+        return family, [Note(about_unknown(options, family), Rank.NOTE)]
     if name != preset:
         is_known = f"is recognised as {known.title}" if name else "is of no known family"
         raise ConvertError(

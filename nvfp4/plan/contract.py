@@ -35,9 +35,17 @@ def doubtful_layers(model: Model, included: tuple[str, ...]) -> frozenset[str]:
     return frozenset(
         ref.name
         for ref in model.linear_weights
-        if is_doubtful(bare(ref.layer), ref.shape, has_bias=f"{ref.layer}.bias" in model.tensors)
+        if ref.module is None
+        and is_doubtful(bare(ref.layer), ref.shape, has_bias=f"{ref.layer}.bias" in model.tensors)
         and not any(is_exact(pattern, ref) for pattern in included)
     )
+
+
+def module_instead(ref: TensorRef) -> str:
+    """Say what ComfyUI has for a weight instead of a linear layer, "" where it has one."""
+    if ref.module is not None:
+        return ref.module and f"your ComfyUI has a {ref.module} there, and no linear layer"
+    return str(not_linear(bare(ref.layer)) or "")
 
 
 def embedding_rules(model: Model, asked: Set[str] = frozenset()) -> list[Rule]:
@@ -47,10 +55,10 @@ def embedding_rules(model: Model, asked: Set[str] = frozenset()) -> list[Rule]:
     """
     groups = defaultdict(set)
     for ref in model.tensors.values():
-        if ref.is_matrix and ref.name not in asked and (found := not_linear(bare(ref.layer))):
+        if ref.is_matrix and ref.name not in asked and (found := module_instead(ref)):
             groups[found].add(ref.name)
     return [
-        Rule(names=frozenset(names), precision=HALF, reason=Reason(Why.SOURCE, str(found)))
+        Rule(names=frozenset(names), precision=HALF, reason=Reason(Why.SOURCE, found))
         for found, names in groups.items()
     ]
 

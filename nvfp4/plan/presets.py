@@ -82,9 +82,9 @@ def edge_block_rules(model: Model, family: Family, count: int, form: Format = HA
 
 
 def preset_reason(options: Options, family: Family) -> Reason:
-    """Name the preset as the reason; for --preset auto the family that was recognised."""
-    name = next((name for name, row in ROWS.items() if row is family), "")
-    shown = name if options.preset == "auto" and name else options.preset
+    """Name the preset as the reason; for --preset auto the family that was recognised, or smart."""
+    name = next((name for name, row in ROWS.items() if row is family), "smart")
+    shown = name if options.preset == "auto" else options.preset
     return Reason(Why.FAMILY, f"--preset {shown}")
 
 

@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 import convert_nvfp4 as c
 from nvfp4.asking.ask import ask_about_job
 from nvfp4.asking.find import find_comfyui
+from nvfp4.asking.linear import modules_told
 from nvfp4.errors import ConvertError
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job
 from nvfp4.options import Options
 from nvfp4.plan.make import make_plans
+from nvfp4.read.checkpoint import open_model
 from nvfp4.source.read import read_source
 from support.comfyui import COMFYUI, needs_comfyui, stubbed  # noqa: F401
 from support.tiny_models import tiny_model
@@ -127,3 +129,15 @@ def test_a_folder_that_is_no_comfyui_is_refused_first(tmp_path, capsys, monkeypa
     status, text, _ = run(capsys, "--verify", tmp_path / "s.safetensors")
     told = f"  ComfyUI (COMFYUI_ROOT) was not asked: {nowhere} is no ComfyUI folder"
     assert (status, told in text) == (0, True)
+
+
+@needed
+def test_comfyui_decides_what_is_linear_in_an_unknown_model(tiny, monkeypatch):
+    """A Wan that no row is for: every linear layer of ComfyUI's own is one, and no other."""
+    monkeypatch.setattr("nvfp4.asking.linear.recognise", lambda _: ("", ""))
+    model = open_model(tiny)
+    modules, (note,) = modules_told(find_comfyui(Path(COMFYUI)), model)
+    assert {name for name, kind in modules.items() if not kind} == {
+        ref.name for ref in model.linear_weights
+    }
+    assert " recognises WAN21_T2V, and has " in note

@@ -191,6 +191,7 @@ def taken(recognised="WAN", troubles=(), unsure="", **configuration):
         left=0,
         troubles=rows,
         unsure=unsure,
+        modules={},
     )
 
 

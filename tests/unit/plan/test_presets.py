@@ -36,7 +36,7 @@ NONE = ("--preset", "none", "--include", r"blocks\.", "--quiet")
 @pytest.mark.parametrize(
     ("preset", "problem"),
     [
-        ("auto", "is of no family that --list-presets has; give --gguf, --preset smart"),
+        ("auto", "m.safetensors: no family recognised: the source has no repeated blocks"),
         ("smart", "--preset smart: the source has no repeated blocks"),
         ("wan", "m.safetensors is of no known family; give --preset smart"),
     ],
@@ -46,6 +46,26 @@ def test_a_preset_that_does_not_suit_is_an_error(tmp_path, preset, problem):
     command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors")]
     with pytest.raises(ConvertError, match=problem):
         convert(parse_options([*command, "--preset", preset]))
+
+
+def test_an_unknown_model_goes_by_smart_and_is_told_what_that_means(tmp_path):
+    layers = ("attn.v", "attn.q", "mlp.fc1", "mlp.fc2")
+    weights = {f"stages.{n}.{x}.weight": torch.randn(256, 256) for n in range(6) for x in layers}
+    save_file(weights | {"head.weight": torch.randn(256, 256)}, tmp_path / "m.safetensors")
+    command = [str(tmp_path / "m.safetensors"), str(tmp_path / "o.safetensors"), "--dry-run"]
+    report = convert(parse_options([*command, "--quiet"]))
+    told = {plan.ref.layer: (plan.precision.title, str(plan.reason)) for plan in report.plans}
+    assert told["stages.3.attn.q"] == ("NVFP4", "--preset smart")
+    assert told["stages.3.attn.v"][0] == told["stages.3.mlp.fc2"][0] == "INT8"
+    assert told["head"][0] == told["stages.1.attn.q"][0] == told["stages.4.attn.q"][0] == "16-bit"
+    (note,) = (note for note in report.notes if note.startswith("no family recognised"))
+    assert (
+        "--preset smart goes by structure, and nobody measured this model: 16-bit outside " in note
+    )
+    assert "stages.N and in their first and last 2, 8-bit for attention V, QKV, down proj" in note
+    assert note.endswith("; --comfyui DIR asks your ComfyUI which layers are linear")
+    plain = convert(parse_options([*command, "--quiet", "--preset", "smart"]))
+    assert [p.precision for p in plain.plans] == [p.precision for p in report.plans]
 
 
 def test_another_familys_preset_is_an_error(tiny, tmp_path):
