@@ -2798,6 +2798,17 @@ class TensorRef:
         is_large = len(self.shape) == 3 and min(self.shape[1:]) >= FP4_MATMUL_K
         return self.is_float and named and in_block and is_large and self.shape[0] > 1
 
+    @property
+    def is_convolution(self) -> bool:
+        """Tell whether it looks like the weight of a convolution in a numbered block.
+
+        Those of UNets do as much work as their linear layers. What embeds patches, in no block, is
+        left out: it does next to none.
+        """
+        is_one = self.name.endswith(".weight") and len(self.shape) in (3, 4, 5)
+        in_block = "*." in starred(bare(self.layer))
+        return self.is_float and is_one and in_block and not self.is_expert_bank
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coding:
@@ -4677,6 +4688,46 @@ KANDINSKY = (
     Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
     Runs(r"\.cross_attention\.to_(key|value)$", "text"),
 )
+# UNets halve the resolution between levels of three blocks each. A block's last layer may resample
+# it, and has the resolution of the next block then.
+UNET_SMALL = (
+    Runs(r"\.(emb_layers|time_pos_embed)\.", "once"),
+    Runs(r"\.transformer_blocks\.\d+\.attn2\.to_[kv]$", "text"),
+)
+THREE_LEVELS = (
+    *UNET_SMALL,
+    Runs(r"^output_blocks\.2\.2\.conv$", "half"),
+    Runs(r"^input_blocks\.[678]\.|^middle_block\.|^output_blocks\.[012]\.", "quarter"),
+    Runs(r"^output_blocks\.5\.2\.conv$", "image"),
+    Runs(r"^(in|out)put_blocks\.[345]\.", "half"),
+)
+FOUR_LEVELS = (
+    *UNET_SMALL,
+    Runs(r"^output_blocks\.2\.1\.conv$", "quarter"),
+    Runs(r"^input_blocks\.(9|10|11)\.|^middle_block\.|^output_blocks\.[012]\.", "eighth"),
+    Runs(r"^output_blocks\.5\.2\.conv$", "half"),
+    Runs(r"^input_blocks\.[678]\.|^output_blocks\.[345]\.", "quarter"),
+    Runs(r"^output_blocks\.8\.2\.conv$", "image"),
+    Runs(r"^input_blocks\.[345]\.|^output_blocks\.[678]\.", "half"),
+)
+# Attention along time sees the picture from each place, once for all frames.
+IN_TIME = r"\.1\.time_stack\.\d+\.attn2\.to_[kv]$"
+LEVELS_OF_A_FRAME = (
+    Runs(rf"^(in|out)put_blocks\.([129]|10|11){IN_TIME}", "image of a frame"),
+    Runs(rf"^input_blocks\.[45]{IN_TIME}|^output_blocks\.[678]{IN_TIME}", "half of a frame"),
+    Runs(rf"^input_blocks\.[78]{IN_TIME}|^output_blocks\.[345]{IN_TIME}", "quarter of a frame"),
+    Runs(rf"^middle_block{IN_TIME}", "eighth of a frame"),
+)
+
+
+def levels(image: int, *names: str) -> dict[str, int]:
+    """Count the places of each level of a UNet, which has a quarter of those of the one before.
+
+    image: of the first level. names: of the levels, the first one included.
+    """
+    return {name: image // 4**level for level, name in enumerate(names)}
+
+
 # Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
 RUNS = {
     # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
@@ -4861,6 +4912,36 @@ RUNS = {
             Runs(r"^(blocks|repo_layers)\.", "image+text+once"),
         ),
     ),
+    # 128 x 128 latents, and the 77 tokens of CLIP.
+    "sdxl": TypicalRun(
+        title="1024 x 1024, 77 tokens of text",
+        counts=levels(128 * 128, "image", "half", "quarter") | {"text": 77},
+        rules=THREE_LEVELS,
+    ),
+    "sdxl-refiner": TypicalRun(
+        title="1024 x 1024, 77 tokens of text",
+        counts=levels(128 * 128, "image", "half", "quarter", "eighth") | {"text": 77},
+        rules=FOUR_LEVELS,
+    ),
+    # 14 frames of 72 x 128 latents, each of which sees the picture as one token.
+    "svd": TypicalRun(
+        title="14 frames of 1024 x 576",
+        counts=levels(14 * 72 * 128, "image", "half", "quarter", "eighth")
+        | levels(
+            72 * 128,
+            "image of a frame",
+            "half of a frame",
+            "quarter of a frame",
+            "eighth of a frame",
+        )
+        | {"text": 14},
+        rules=(*LEVELS_OF_A_FRAME, *FOUR_LEVELS, Runs(r"\.time_stack\.", "image")),
+    ),
+    "stable-diffusion": TypicalRun(
+        title="512 x 512, 77 tokens of text",
+        counts=levels(64 * 64, "image", "half", "quarter", "eighth") | {"text": 77},
+        rules=FOUR_LEVELS,
+    ),
 }
 # For text encoders, which all are run once with a prompt.
 ENCODER_FAMILY = "text-encoder"
@@ -4904,7 +4985,7 @@ SHARES = {"FP4": "FP4", "INT8": "INT8 or FP8", "FP8": "INT8 or FP8", "16-bit": "
 
 
 class Multiplied(NamedTuple):
-    """Hold a linear layer as ComfyUI multiplies by it.
+    """Hold a linear layer, or a convolution, as ComfyUI multiplies by it.
 
     layer: its name without prefix; weights: how many a token meets, of one expert where there are
     several, as no file tells how many a token goes through; word: a key of `cards.UNITS`; since and
@@ -4923,7 +5004,7 @@ class Work:
     """Hold a step's multiply work by format, and what the file needs.
 
     family: a key of `tokens.RUNS`, or "". operations: {key of `cards.UNITS`: multiplications of
-    the linear layers}. since, kitchen: the first versions of ComfyUI and comfy-kitchen that load
+    all layers}. since, kitchen: the first versions of ComfyUI and comfy-kitchen that load
     the file; "" for any, and where nothing is quantised.
     """
 
@@ -4944,7 +5025,7 @@ class Work:
         return found
 
     def speed(self, card: str) -> float:
-        """Estimate how many times as fast as in 16 bits all linear layers are on a class of cards.
+        """Estimate how many times as fast as in 16 bits all layers are on a class of cards.
 
         card: a key of CARDS. Throughputs are published peaks, and a format that the class lacks
         runs at 16-bit speed: the result is what the matmuls alone can gain at most.
@@ -4968,7 +5049,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def work_of(layers: Iterable[Multiplied], family: str) -> Work:
-    """Add up the multiply work of a model's linear layers, by format.
+    """Add up the multiply work of a model's layers, by format.
 
     family: a key of `tokens.RUNS`, or "" for a model of none.
     """
@@ -6185,7 +6266,115 @@ SOLID_FAMILIES = {
 
 # ── nvfp4/families/unets.py: Families of UNets: a row for each ────────────────────────────────────
 
-UNET_FAMILIES: dict[str, Family] = {}
+# Where a UNet's convolutions and transformers are, in the order they run in.
+UNET_BLOCKS = (("input_blocks", "middle_block", "output_blocks"),)
+UNET_KEYS = (
+    r"input_blocks\.0\.0\.weight \[\d+, \d+, 3, 3\]",
+    r"time_embed\.0\.weight ",
+    r"output_blocks\.0\.0\.in_layers\.2\.weight ",
+)
+# UNets may lack the middle block, as KOALA 700M does.
+UNET_OUTSIDE = ("time_embed.0", "input_blocks.0.0", "output_blocks.0.0.in_layers.2", "out.2")
+# Published 4-bit UNets are SDXL's alone; the others are built like it.
+UNET_KEEPS = (
+    Keep(
+        r"\.(emb_layers\.1|time_pos_embed\.[02])$",
+        "16-bit",
+        "the time step reaches every pixel, and is small: 16-bit in NVIDIA's Model-Optimizer",
+    ),
+    Keep(
+        r"\.proj_(in|out)$",
+        "16-bit",
+        "all of a transformer goes through it, and it is small: 16-bit in nunchaku's SDXL",
+    ),
+    Keep(
+        r"\.attn2\.to_[kv]$",
+        EIGHT_BITS,
+        "cross-attention K and V, whose first token is an outlier (MixDQ): 16-bit in nunchaku's "
+        "SDXL",
+    ),
+    ATTENTION_V,
+    DOWN_PROJECTION,
+)
+SDXL_LABEL = r"label_emb\.0\.0\.weight \[\d+, 2816\]"
+REFINER_LABEL = r"label_emb\.0\.0\.weight \[\d+, 2560\]"
+# The last row has the keys of all others.
+UNET_FAMILIES = {
+    "sdxl": Family(
+        title="Stable Diffusion XL",
+        known_as=(
+            "SDXL",
+            "Turbo",
+            "Lightning",
+            "Pony",
+            "Illustrious",
+            "NoobAI",
+            "Animagine",
+            "Playground 2.5",
+            "SSD-1B",
+            "Segmind Vega",
+            "KOALA",
+            "sd_xl_base_1.0",
+        ),
+        keys=(SDXL_LABEL, *UNET_KEYS),
+        variants={
+            "inpainting": r"input_blocks\.0\.0\.weight \[\d+, 9,",
+            "instruct-pix2pix": r"input_blocks\.0\.0\.weight \[\d+, 8,",
+            "base": r"output_blocks\.0\.1\.transformer_blocks\.9\.attn1\.to_q\.weight ",
+            "distilled": r"output_blocks\.0\.1\.transformer_blocks\.0\.attn1\.to_q\.weight ",
+        },
+        blocks=UNET_BLOCKS,
+        outside=UNET_OUTSIDE,
+        edge_blocks=0,
+        uneven=True,
+        keeps=UNET_KEEPS,
+        makes=("image",),
+    ),
+    "sdxl-refiner": Family(
+        title="Stable Diffusion XL refiner",
+        known_as=("SDXL refiner", "sd_xl_refiner_1.0"),
+        keys=(REFINER_LABEL, *UNET_KEYS),
+        blocks=UNET_BLOCKS,
+        outside=UNET_OUTSIDE,
+        edge_blocks=0,
+        uneven=True,
+        keeps=UNET_KEEPS,
+        makes=("image",),
+    ),
+    "svd": Family(
+        title="Stable Video Diffusion",
+        known_as=("SVD", "SVD XT", "SV3D"),
+        keys=(r"input_blocks\.1\.1\.time_stack\.0\.attn1\.to_q\.weight ", *UNET_KEYS),
+        variants={
+            "SV3D": r"label_emb\.0\.0\.weight \[\d+, (256|1280)\]",
+            "img2vid": r"label_emb\.0\.0\.weight \[\d+, 768\]",
+        },
+        blocks=UNET_BLOCKS,
+        outside=UNET_OUTSIDE,
+        edge_blocks=0,
+        uneven=True,
+        keeps=UNET_KEEPS,
+    ),
+    "stable-diffusion": Family(
+        title="Stable Diffusion",
+        known_as=("SD 1.4", "SD 1.5", "SD 2.0", "SD 2.1", "v1-5-pruned", "v2-1_768", "UNet"),
+        keys=UNET_KEYS,
+        variants={
+            "x4 upscaler": r"label_emb\.weight ",
+            "2.x unCLIP": r"label_emb\.0\.0\.weight \[\d+, (1536|2048)\]",
+            "inpainting": r"input_blocks\.0\.0\.weight \[\d+, 9,",
+            "instruct-pix2pix or Zero123": r"input_blocks\.0\.0\.weight \[\d+, 8,",
+            "1.x": r"input_blocks\.1\.1\.transformer_blocks\.0\.attn2\.to_k\.weight \[\d+, 768\]",
+            "2.x": r"input_blocks\.1\.1\.transformer_blocks\.0\.attn2\.to_k\.weight \[\d+, 1024\]",
+        },
+        blocks=UNET_BLOCKS,
+        outside=UNET_OUTSIDE,
+        edge_blocks=0,
+        uneven=True,
+        keeps=UNET_KEEPS,
+        makes=("image",),
+    ),
+}
 
 
 # ── nvfp4/families/video.py: Families of models that make videos: a row for each ──────────────────
@@ -17785,6 +17974,11 @@ class TensorPlan:
         return self.is_layer or self.ref.is_expert_bank
 
     @property
+    def is_convolution(self) -> bool:
+        """Tell whether it is a convolution of the diffusion model, which is never packed."""
+        return self.ref.is_convolution and self.reason.kind is not Why.BESIDE
+
+    @property
     def weights(self) -> int:
         """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
         if not self.ref.kept_as:
@@ -24485,22 +24679,23 @@ def family_of(plans: Iterable[TensorPlan]) -> str:
 
 
 def planned_work(plans: Iterable[TensorPlan]) -> Work:
-    """Add up the multiply work of a model's linear layers, by format."""
+    """Add up the multiply work of a model's linear layers and convolutions, by format."""
     plans = [*plans]
-    told = (plan for plan in plans if plan.is_multiplied or plan.is_looked_up)
+    told = (p for p in plans if p.is_multiplied or p.is_looked_up or p.is_convolution)
     return work_of(map(multiplied, told), family_of(plans))
 
 
 def work_by_weight(plans: Iterable[TensorPlan]) -> dict[str, float]:
-    """Share the multiply work between the linear layers: {weight's name: share}, 1 in all.
+    """Share the multiply work between linear layers and convolutions: {weight's name: share}.
 
-    plans: of all tensors of the model. How a layer is multiplied makes no difference.
+    plans: of all tensors of the model. How a layer is multiplied makes no difference. The shares
+    add up to 1.
     """
     plans = [*plans]
     family = family_of(plans)
     counts = {}
     for plan in plans:
-        if plan.is_multiplied:
+        if plan.is_multiplied or plan.is_convolution:
             found = multiplied(plan)
             counts[plan.ref.name] = found.weights * tokens_of(found.layer, family)
     whole = sum(counts.values())
@@ -28012,18 +28207,23 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
 
 
+# The number of a transformer's block within a block of a UNet.
+WITHIN_BLOCK = re.compile(r"(?<=\.transformer_blocks\.)\d{1,9}(?=\.)")
+
+
 def render_plan(report: Report) -> list[str]:
     """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
 
     Tensors of the transformer blocks that differ in nothing but the block's number share a line,
-    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own. Weights come
-    first, and what is planned otherwise in other blocks stands next to it.
+    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own; so do blocks
+    within the same blocks, as a UNet has them. Weights come first, and what is planned otherwise in
+    other blocks stands next to it.
     """
     groups, first = defaultdict(list), {}
     for plan in report.plans:
         fate = label_of(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
-        row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
+        row = (fate, str(list(plan.ref.shape)), f"{plan.reason}{mark}")
         # The first number in a name is the block's; only known families' blocks share a line, as
         # other numbers may count anything.
         number = (
@@ -28031,18 +28231,26 @@ def render_plan(report: Report) -> list[str]:
             if report.options.verbose
             else re.search(r"(?:(?<=\.)|(?<=\.block))\d{1,9}(?=\.)", plan.ref.name)
         )
-        name, block = plan.ref.name, 0
+        name, block, inner = plan.ref.name, 0, 0
         if number and bare(name).startswith(TRANSFORMER_BLOCKS):
-            name, block = f"{name[: number.start()]}*{name[number.end() :]}", int(number[0])
+            head, tail, block = name[: number.start()], name[number.end() :], int(number[0])
+            if within := WITHIN_BLOCK.search(tail):
+                tail, inner = f"{tail[: within.start()]}*{tail[within.end() :]}", int(within[0])
+            name = f"{head}*{tail}"
         is_weight = plan.is_multiplied or plan.is_quantised or plan.ref.name.endswith(".weight")
         first.setdefault(name, (not (is_weight and len(plan.ref.shape) > 1), len(first)))
-        groups[name, str(row)].append((block, row))
+        groups[name, row, inner].append(block)
+    # {what a line tells: numbers within the blocks}
+    merged = defaultdict(list)
+    for (name, row, inner), blocks in groups.items():
+        merged[name, row, tuple(blocks)].append(inner)
     lines = []
-    # Only the first "*" is ours: it stands for the block numbers.
-    for (key, _), members in sorted(groups.items(), key=lambda group: first[group[0][0]]):
-        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
-        fate, shape, reason = members[0][1]
-        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
+    for (name, row, blocks), inner in sorted(merged.items(), key=lambda group: first[group[0][0]]):
+        # Only the first stars are ours: they stand for the numbers.
+        for numbers in (blocks, inner):
+            name = name.replace("*", f"{{{ranges(numbers)}}}", 1)
+        fate, shape, reason = row
+        lines.append(f"  {fate:8} {len(blocks) * len(inner):4} x {shape:20} {name}  [{reason}]")
     return lines
 
 
@@ -29466,7 +29674,8 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
 
     Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
     number there is; a block has to have what half the blocks of its name have. In a model of no
-    family, or of an uneven one such as Mochi, the first blocks or the last may have less.
+    family, or of an uneven one such as Mochi, the first blocks or the last may have less, and so few
+    as a UNet has in its middle need not be alike.
     """
     names = {bare(name) for name in model.tensors}
     missing = missing_beside(names, family) if family else []
@@ -29477,7 +29686,8 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
         counts = Counter(part for parts in blocks.values() for part in parts)
         usual = {part for part, count in counts.items() if 2 * count >= len(blocks)}
         if not family or family.uneven:
-            usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
+            alike = usual if len(blocks) >= LEAST_REPEATS else set()
+            usual = {part for part in alike if not lacks_at_an_end(blocks, part)}
         for number, parts in sorted(blocks.items()):
             missing += [f"{run}.{number}.{part}" for part in usual - parts]
     return missing
@@ -29510,12 +29720,11 @@ def runs_of(names: Iterable[str], family: Family | None) -> dict[str, Run]:
             # Block numbers of more than nine digits are hostile.
             if len(number) < 10:
                 runs[run][int(number)].add(name[len(block) + 1 :])
-    if family:
-        return runs
     return {
         run: {n: {part for part in parts if not part[0].isdigit()} for n, parts in blocks.items()}
         for run, blocks in runs.items()
-        if len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values())
+        if family
+        or (len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values()))
     }
 
 

@@ -145,6 +145,17 @@ class TensorRef:
         is_large = len(self.shape) == 3 and min(self.shape[1:]) >= FP4_MATMUL_K
         return self.is_float and named and in_block and is_large and self.shape[0] > 1
 
+    @property
+    def is_convolution(self) -> bool:
+        """Tell whether it looks like the weight of a convolution in a numbered block.
+
+        Those of UNets do as much work as their linear layers. What embeds patches, in no block, is
+        left out: it does next to none.
+        """
+        is_one = self.name.endswith(".weight") and len(self.shape) in (3, 4, 5)
+        in_block = "*." in starred(bare(self.layer))
+        return self.is_float and is_one and in_block and not self.is_expert_bank
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coding:

@@ -1,6 +1,7 @@
 """How many tokens of a typical run each linear layer multiplies by: a row for each family.
 
-A layer's multiply work is its weights times the tokens that go through it in a step. Most layers
+A layer's multiply work is its weights times the tokens that go through it in a step, which for a
+convolution are the places of its output. Most layers
 see every token of the picture or video, some only the text, and modulation and time embeddings a
 single vector, so that shares of the weights mislead. The rules were read in ComfyUI 0.33
 (comfy/ldm), and tests/whole/test_tokens.py counts there what they say. Sizes are the defaults of
@@ -64,6 +65,46 @@ KANDINSKY = (
     Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
     Runs(r"\.cross_attention\.to_(key|value)$", "text"),
 )
+# UNets halve the resolution between levels of three blocks each. A block's last layer may resample
+# it, and has the resolution of the next block then.
+UNET_SMALL = (
+    Runs(r"\.(emb_layers|time_pos_embed)\.", "once"),
+    Runs(r"\.transformer_blocks\.\d+\.attn2\.to_[kv]$", "text"),
+)
+THREE_LEVELS = (
+    *UNET_SMALL,
+    Runs(r"^output_blocks\.2\.2\.conv$", "half"),
+    Runs(r"^input_blocks\.[678]\.|^middle_block\.|^output_blocks\.[012]\.", "quarter"),
+    Runs(r"^output_blocks\.5\.2\.conv$", "image"),
+    Runs(r"^(in|out)put_blocks\.[345]\.", "half"),
+)
+FOUR_LEVELS = (
+    *UNET_SMALL,
+    Runs(r"^output_blocks\.2\.1\.conv$", "quarter"),
+    Runs(r"^input_blocks\.(9|10|11)\.|^middle_block\.|^output_blocks\.[012]\.", "eighth"),
+    Runs(r"^output_blocks\.5\.2\.conv$", "half"),
+    Runs(r"^input_blocks\.[678]\.|^output_blocks\.[345]\.", "quarter"),
+    Runs(r"^output_blocks\.8\.2\.conv$", "image"),
+    Runs(r"^input_blocks\.[345]\.|^output_blocks\.[678]\.", "half"),
+)
+# Attention along time sees the picture from each place, once for all frames.
+IN_TIME = r"\.1\.time_stack\.\d+\.attn2\.to_[kv]$"
+LEVELS_OF_A_FRAME = (
+    Runs(rf"^(in|out)put_blocks\.([129]|10|11){IN_TIME}", "image of a frame"),
+    Runs(rf"^input_blocks\.[45]{IN_TIME}|^output_blocks\.[678]{IN_TIME}", "half of a frame"),
+    Runs(rf"^input_blocks\.[78]{IN_TIME}|^output_blocks\.[345]{IN_TIME}", "quarter of a frame"),
+    Runs(rf"^middle_block{IN_TIME}", "eighth of a frame"),
+)
+
+
+def levels(image: int, *names: str) -> dict[str, int]:
+    """Count the places of each level of a UNet, which has a quarter of those of the one before.
+
+    image: of the first level. names: of the levels, the first one included.
+    """
+    return {name: image // 4**level for level, name in enumerate(names)}
+
+
 # Names of counts and rules are those of ComfyUI's classes; a comment says how a count comes about.
 RUNS = {
     # 21 x 60 x 104 latents in patches of 1 x 2 x 2. CLIP sees 257 tokens of the first frame. Audio
@@ -247,6 +288,36 @@ RUNS = {
             Runs(r"^cam_", "once"),
             Runs(r"^(blocks|repo_layers)\.", "image+text+once"),
         ),
+    ),
+    # 128 x 128 latents, and the 77 tokens of CLIP.
+    "sdxl": TypicalRun(
+        title="1024 x 1024, 77 tokens of text",
+        counts=levels(128 * 128, "image", "half", "quarter") | {"text": 77},
+        rules=THREE_LEVELS,
+    ),
+    "sdxl-refiner": TypicalRun(
+        title="1024 x 1024, 77 tokens of text",
+        counts=levels(128 * 128, "image", "half", "quarter", "eighth") | {"text": 77},
+        rules=FOUR_LEVELS,
+    ),
+    # 14 frames of 72 x 128 latents, each of which sees the picture as one token.
+    "svd": TypicalRun(
+        title="14 frames of 1024 x 576",
+        counts=levels(14 * 72 * 128, "image", "half", "quarter", "eighth")
+        | levels(
+            72 * 128,
+            "image of a frame",
+            "half of a frame",
+            "quarter of a frame",
+            "eighth of a frame",
+        )
+        | {"text": 14},
+        rules=(*LEVELS_OF_A_FRAME, *FOUR_LEVELS, Runs(r"\.time_stack\.", "image")),
+    ),
+    "stable-diffusion": TypicalRun(
+        title="512 x 512, 77 tokens of text",
+        counts=levels(64 * 64, "image", "half", "quarter", "eighth") | {"text": 77},
+        rules=FOUR_LEVELS,
     ),
 }
 # For text encoders, which all are run once with a prompt.

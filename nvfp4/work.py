@@ -1,7 +1,8 @@
 """Tell how much of a model's multiply work is done in which format, and how fast that may be.
 
 The work of a layer is its weights times the tokens of a typical run (`tokens`), so that a layer
-which sees every token counts more than one that sees the text. Attention's own matmul, of queries,
+which sees every token counts more than one that sees the text. Convolutions count as well, as most
+of the work of a UNet may be theirs. Attention's own matmul, of queries,
 keys and values, stays apart: no format of a file changes it.
 """
 
@@ -22,7 +23,7 @@ SHARES = {"FP4": "FP4", "INT8": "INT8 or FP8", "FP8": "INT8 or FP8", "16-bit": "
 
 
 class Multiplied(NamedTuple):
-    """Hold a linear layer as ComfyUI multiplies by it.
+    """Hold a linear layer, or a convolution, as ComfyUI multiplies by it.
 
     layer: its name without prefix; weights: how many a token meets, of one expert where there are
     several, as no file tells how many a token goes through; word: a key of `cards.UNITS`; since and
@@ -41,7 +42,7 @@ class Work:
     """Hold a step's multiply work by format, and what the file needs.
 
     family: a key of `tokens.RUNS`, or "". operations: {key of `cards.UNITS`: multiplications of
-    the linear layers}. since, kitchen: the first versions of ComfyUI and comfy-kitchen that load
+    all layers}. since, kitchen: the first versions of ComfyUI and comfy-kitchen that load
     the file; "" for any, and where nothing is quantised.
     """
 
@@ -62,7 +63,7 @@ class Work:
         return found
 
     def speed(self, card: str) -> float:
-        """Estimate how many times as fast as in 16 bits all linear layers are on a class of cards.
+        """Estimate how many times as fast as in 16 bits all layers are on a class of cards.
 
         card: a key of CARDS. Throughputs are published peaks, and a format that the class lacks
         runs at 16-bit speed: the result is what the matmuls alone can gain at most.
@@ -86,7 +87,7 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def work_of(layers: Iterable[Multiplied], family: str) -> Work:
-    """Add up the multiply work of a model's linear layers, by format.
+    """Add up the multiply work of a model's layers, by format.
 
     family: a key of `tokens.RUNS`, or "" for a model of none.
     """

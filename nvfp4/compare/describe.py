@@ -75,8 +75,11 @@ def work_of_side(side: Side) -> dict | None:
             continue
         since = SMOOTHING_SINCE if "pre_quant_scale" in layer.parts else one.format.since
         found.append(Multiplied(name, weights, scheme.word, since, one.format.since_kitchen))
-    banks = (ref for ref in model.tensors.values() if ref.is_expert_bank)
+    own = [ref for name, ref in model.tensors.items() if name not in beside]
+    banks = (ref for ref in own if ref.is_expert_bank)
     found += [Multiplied(bare(ref.layer), math.prod(ref.shape[1:])) for ref in banks]
+    convolutions = (ref for ref in own if ref.is_convolution)
+    found += [Multiplied(bare(ref.layer), math.prod(ref.shape)) for ref in convolutions]
     return work_data(work_of(found, ENCODER_FAMILY if family in ENCODERS else family))
 
 

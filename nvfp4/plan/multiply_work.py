@@ -58,22 +58,23 @@ def family_of(plans: Iterable[TensorPlan]) -> str:
 
 
 def planned_work(plans: Iterable[TensorPlan]) -> Work:
-    """Add up the multiply work of a model's linear layers, by format."""
+    """Add up the multiply work of a model's linear layers and convolutions, by format."""
     plans = [*plans]
-    told = (plan for plan in plans if plan.is_multiplied or plan.is_looked_up)
+    told = (p for p in plans if p.is_multiplied or p.is_looked_up or p.is_convolution)
     return work_of(map(multiplied, told), family_of(plans))
 
 
 def work_by_weight(plans: Iterable[TensorPlan]) -> dict[str, float]:
-    """Share the multiply work between the linear layers: {weight's name: share}, 1 in all.
+    """Share the multiply work between linear layers and convolutions: {weight's name: share}.
 
-    plans: of all tensors of the model. How a layer is multiplied makes no difference.
+    plans: of all tensors of the model. How a layer is multiplied makes no difference. The shares
+    add up to 1.
     """
     plans = [*plans]
     family = family_of(plans)
     counts = {}
     for plan in plans:
-        if plan.is_multiplied:
+        if plan.is_multiplied or plan.is_convolution:
             found = multiplied(plan)
             counts[plan.ref.name] = found.weights * tokens_of(found.layer, family)
     whole = sum(counts.values())

@@ -101,6 +101,11 @@ class TensorPlan:
         return self.is_layer or self.ref.is_expert_bank
 
     @property
+    def is_convolution(self) -> bool:
+        """Tell whether it is a convolution of the diffusion model, which is never packed."""
+        return self.ref.is_convolution and self.reason.kind is not Why.BESIDE
+
+    @property
     def weights(self) -> int:
         """Count the weights that the tensor stands for; a byte of a packed 4-bit layer has two."""
         if not self.ref.kept_as:

@@ -174,18 +174,23 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logarithms) / len(logarithms)) if logarithms else 0.0
 
 
+# The number of a transformer's block within a block of a UNet.
+WITHIN_BLOCK = re.compile(r"(?<=\.transformer_blocks\.)\d{1,9}(?=\.)")
+
+
 def render_plan(report: Report) -> list[str]:
     """Render every tensor's precision, shape, name and reason, alike blocks together on one line.
 
     Tensors of the transformer blocks that differ in nothing but the block's number share a line,
-    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own. Weights come
-    first, and what is planned otherwise in other blocks stands next to it.
+    such as `blocks.{0-3,7}.ffn.0.weight`, unless --verbose asks for each on its own; so do blocks
+    within the same blocks, as a UNet has them. Weights come first, and what is planned otherwise in
+    other blocks stands next to it.
     """
     groups, first = defaultdict(list), {}
     for plan in report.plans:
         fate = label_of(plan)
         mark = f"; full-precision matmul: {plan.full_precision}" if plan.full_precision else ""
-        row = (fate, list(plan.ref.shape), f"{plan.reason}{mark}")
+        row = (fate, str(list(plan.ref.shape)), f"{plan.reason}{mark}")
         # The first number in a name is the block's; only known families' blocks share a line, as
         # other numbers may count anything.
         number = (
@@ -193,18 +198,26 @@ def render_plan(report: Report) -> list[str]:
             if report.options.verbose
             else re.search(r"(?:(?<=\.)|(?<=\.block))\d{1,9}(?=\.)", plan.ref.name)
         )
-        name, block = plan.ref.name, 0
+        name, block, inner = plan.ref.name, 0, 0
         if number and bare(name).startswith(TRANSFORMER_BLOCKS):
-            name, block = f"{name[: number.start()]}*{name[number.end() :]}", int(number[0])
+            head, tail, block = name[: number.start()], name[number.end() :], int(number[0])
+            if within := WITHIN_BLOCK.search(tail):
+                tail, inner = f"{tail[: within.start()]}*{tail[within.end() :]}", int(within[0])
+            name = f"{head}*{tail}"
         is_weight = plan.is_multiplied or plan.is_quantised or plan.ref.name.endswith(".weight")
         first.setdefault(name, (not (is_weight and len(plan.ref.shape) > 1), len(first)))
-        groups[name, str(row)].append((block, row))
+        groups[name, row, inner].append(block)
+    # {what a line tells: numbers within the blocks}
+    merged = defaultdict(list)
+    for (name, row, inner), blocks in groups.items():
+        merged[name, row, tuple(blocks)].append(inner)
     lines = []
-    # Only the first "*" is ours: it stands for the block numbers.
-    for (key, _), members in sorted(groups.items(), key=lambda group: first[group[0][0]]):
-        name = key.replace("*", f"{{{ranges([number for number, _ in members])}}}", 1)
-        fate, shape, reason = members[0][1]
-        lines.append(f"  {fate:8} {len(members):4} x {shape!s:20} {name}  [{reason}]")
+    for (name, row, blocks), inner in sorted(merged.items(), key=lambda group: first[group[0][0]]):
+        # Only the first stars are ours: they stand for the numbers.
+        for numbers in (blocks, inner):
+            name = name.replace("*", f"{{{ranges(numbers)}}}", 1)
+        fate, shape, reason = row
+        lines.append(f"  {fate:8} {len(blocks) * len(inner):4} x {shape:20} {name}  [{reason}]")
     return lines
 
 

@@ -48,7 +48,8 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
 
     Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
     number there is; a block has to have what half the blocks of its name have. In a model of no
-    family, or of an uneven one such as Mochi, the first blocks or the last may have less.
+    family, or of an uneven one such as Mochi, the first blocks or the last may have less, and so few
+    as a UNet has in its middle need not be alike.
     """
     names = {bare(name) for name in model.tensors}
     missing = missing_beside(names, family) if family else []
@@ -59,7 +60,8 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
         counts = Counter(part for parts in blocks.values() for part in parts)
         usual = {part for part, count in counts.items() if 2 * count >= len(blocks)}
         if not family or family.uneven:
-            usual = {part for part in usual if not lacks_at_an_end(blocks, part)}
+            alike = usual if len(blocks) >= LEAST_REPEATS else set()
+            usual = {part for part in alike if not lacks_at_an_end(blocks, part)}
         for number, parts in sorted(blocks.items()):
             missing += [f"{run}.{number}.{part}" for part in usual - parts]
     return missing
@@ -92,12 +94,11 @@ def runs_of(names: Iterable[str], family: Family | None) -> dict[str, Run]:
             # Block numbers of more than nine digits are hostile.
             if len(number) < 10:
                 runs[run][int(number)].add(name[len(block) + 1 :])
-    if family:
-        return runs
     return {
         run: {n: {part for part in parts if not part[0].isdigit()} for n, parts in blocks.items()}
         for run, blocks in runs.items()
-        if len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values())
+        if family
+        or (len(blocks) >= LEAST_REPEATS and not any(parts & LAYER for parts in blocks.values()))
     }
 
 

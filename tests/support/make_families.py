@@ -159,7 +159,8 @@ def main(names: list[str]) -> None:
         shapes = published(build(model.path, model.arguments), model.path)
         check(shapes, model)
         out = FAMILIES / ("" if model.recognised else "others") / f"{name}.txt"
-        lines = [model.facts(name), *collapse(shapes, 1 if model.recognised else 3)]
+        numbers = 3 if name in UNET_MODELS or not model.recognised else 1
+        lines = [model.facts(name), *collapse(shapes, numbers)]
         out.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         assert read_headers(out) == shapes
         print(name, model.detected, len(shapes), "tensors", out.stat().st_size, "bytes", flush=True)

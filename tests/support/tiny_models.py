@@ -29,7 +29,10 @@ from support.tiny_image import TINY_IMAGE
 from support.tiny_unet import TINY_UNET
 from support.tiny_video import TINY_VIDEO
 
-BLOCK = re.compile(r"(?:\w*blocks|layers)\.(\d+)\.")
+# In a UNet, blocks of its transformers: the numbers of its own tell where the resolution changes.
+BLOCK = re.compile(
+    r"^(?:(?!(?:in|out)put_)\w*blocks|layers)\.(\d+)\.|\.\d+\.transformer_blocks\.(\d+)\."
+)
 # {kind: small model}
 KINDS: dict[str, Tiny] = TINY_IMAGE | TINY_VIDEO | TINY_UNET
 
@@ -45,8 +48,8 @@ def shrink(shapes: Shapes, widths: dict[int, int], blocks: int) -> Shapes:
 
     kept = {}
     for name, shape in shapes.items():
-        block = BLOCK.match(name)
-        if block is None or int(block[1]) < blocks:
+        block = BLOCK.search(name)
+        if block is None or int(block[1] or block[2]) < blocks:
             kept[name] = tuple(narrow(size) for size in shape)
     return kept
 

@@ -33,7 +33,7 @@ KEPT = {
         "blocks.15.moe.gate.weight": (8, 2048),
         "x_embedder.weight": (2048, 64),
     },
-    "others/sdxl": {
+    "sdxl": {
         "label_emb.0.0.weight": (1280, 2816),
         "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
         "output_blocks.0.1.transformer_blocks.0.attn2.to_k.weight": (1280, 2048),
@@ -74,7 +74,7 @@ def test_what_comfyui_cannot_load_packed_is_written_as_it_is(model, preset):
     assert any(dtype == "U8" and len(shape) == 2 for dtype, shape in found.values())
 
 
-@pytest.mark.parametrize("model", ["others/krea2", "others/auraflow", "others/sdxl"])
+@pytest.mark.parametrize("model", ["others/krea2", "others/auraflow", "sdxl"])
 def test_known_models_lose_no_linear_layer_to_the_careful_rule(model):
     report = planned_for(read_headers(FAMILIES / f"{model}.txt"), ["--preset", "all"])
     assert not any("may be those of embeddings" in note for note in report.notes)
