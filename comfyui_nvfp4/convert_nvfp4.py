@@ -29674,7 +29674,7 @@ def missing_parts(model: Model, family: Family | None) -> list[str]:
 
     Layers beside the blocks are those in the family's row. Blocks are counted from 0 to the highest
     number there is; a block has to have what half the blocks of its name have. In a model of no
-    family, or of an uneven one such as Mochi, the first blocks or the last may have less, and so few
+    family, or of an uneven one such as Mochi, the first blocks or the last may have less; so few
     as a UNet has in its middle need not be alike.
     """
     names = {bare(name) for name in model.tensors}
