@@ -6280,18 +6280,18 @@ UNET_KEEPS = (
     Keep(
         r"\.(emb_layers\.1|time_pos_embed\.[02])$",
         "16-bit",
-        "the time step reaches every pixel, and is small: 16-bit in NVIDIA's Model-Optimizer",
+        "time step: it reaches every pixel, and is small; 16-bit in NVIDIA's Model-Optimizer",
     ),
     Keep(
         r"\.proj_(in|out)$",
         "16-bit",
-        "all of a transformer goes through it, and it is small: 16-bit in nunchaku's SDXL",
+        "in and out of transformers: small; 16-bit in nunchaku's SDXL",
     ),
     Keep(
         r"\.attn2\.to_[kv]$",
         EIGHT_BITS,
-        "cross-attention K and V, whose first token is an outlier (MixDQ): 16-bit in nunchaku's "
-        "SDXL",
+        "cross-attention K and V: the first token is an outlier (MixDQ, arXiv 2405.17873); 16-bit "
+        "in nunchaku's SDXL",
     ),
     ATTENTION_V,
     DOWN_PROJECTION,
