@@ -46,8 +46,11 @@ def write_tiny_encoder(path: Path) -> None:
     save_file(tensors, path)
 
 
-def tokenizer(words: int) -> torch.Tensor:
-    """Train a sentencepiece model of so many pieces; return its bytes as uint8."""
+def tokenizer(words: int, bos: int = -1) -> torch.Tensor:
+    """Train a sentencepiece model of so many pieces; return its bytes as uint8.
+
+    bos: the token that sentences begin with, -1 for none.
+    """
     import sentencepiece  # ComfyUI's requirement, not the converter's
 
     written = io.BytesIO()
@@ -59,7 +62,7 @@ def tokenizer(words: int) -> torch.Tensor:
         pad_id=0,
         eos_id=1,
         unk_id=2,
-        bos_id=-1,
+        bos_id=bos,
         minloglevel=2,
     )
     return torch.from_numpy(np.frombuffer(written.getvalue(), np.uint8).copy())
