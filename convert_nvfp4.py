@@ -24739,8 +24739,8 @@ def type_text(types: tuple[str, ...]) -> str:
     """Tell what the type of the node may be: ", type a, b or c by the model"; "" for any."""
     if len(types) < 2:
         return "".join(f", type {name}" for name in types)
-    others = ", ".join(types[: TOLD_TYPES - 1])
-    return f", type {others} or {types[TOLD_TYPES - 1 :][0]} by the model it is for"
+    *others, last = types[:TOLD_TYPES]
+    return f", type {', '.join(others)} or {last} by the model it is for"
 
 
 def loading_data(

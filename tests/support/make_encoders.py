@@ -29,6 +29,7 @@ VISUAL = {**LM_HEAD, "model.": "model.language_model.", "visual.": "model.visual
 SPIECE = {"spiece_model": (4_500_000,)}
 TEKKEN = {"tekken_model": (19_399_895,)}
 TOKENIZER = {"tokenizer_json": (32_000_000,)}
+TOKENIZERS = SPIECE.keys() | TEKKEN.keys() | TOKENIZER.keys()
 EMBED_TOKENS = {"encoder.embed_tokens.weight": (32128, 4096)}
 NOTHING: Mapping = MappingProxyType({})
 

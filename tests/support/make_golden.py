@@ -3,6 +3,7 @@
 Usage: python tests/support/make_golden.py      (then read the difference before committing it)
 """
 
+import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -15,16 +16,22 @@ from make_wan import wan_shapes, write_gguf
 
 from nvfp4.cli.parse import parse_options
 from nvfp4.dtypes import bits_of
+from nvfp4.families import ENCODERS
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import make_job
-from nvfp4.model import Model, TensorRef
+from nvfp4.model import Model, ModelPart, TensorRef
 from nvfp4.plan.make import make_plans
+from nvfp4.prefixes import file_kind, named_for_comfyui, text_encoder
 from nvfp4.report.data import Report
 from nvfp4.report.summary import render_report
+from nvfp4.source.open import refuse_kind
 from support.conversions import RECIPE
+from support.make_encoders import ENCODER_MODELS, TOKENIZERS
 from support.make_families import read_headers
 from support.paths import FAMILIES, GOLDEN
 
+# No file is there: plans need names and shapes alone.
+SOURCE = Path("SOURCE")
 LOW_14B = [
     option.replace("wan22_5b.json", "wan22_14b_lownoise.json").replace(
         "wan22_5b.txt", "wan22_i2v_14b_low.txt"
@@ -44,6 +51,17 @@ COMMANDS = {  # the owner's four, and the size of the model each is for
     "wan22_ti2v_5b": ("5b", FINAL_5B),
 }
 
+# Of published text encoders, those that ComfyUI loads quantised: presets are for these alone.
+CONVERTED_ENCODERS = [
+    name
+    for name, row in ENCODER_MODELS.items()
+    if not any(
+        encoder.half_only and row.published.recognised == f"{encoder.title} ({size.title})"
+        for encoder in ENCODERS.values()
+        for size in encoder.sizes
+    )
+]
+
 
 def planned(size: str, arguments: list[str], gguf: Path) -> Report:
     """The report of a dry run on a Wan model of which only names and shapes exist."""
@@ -53,19 +71,28 @@ def planned(size: str, arguments: list[str], gguf: Path) -> Report:
 
 
 def planned_for(shapes: dict[str, tuple], arguments: list[str], dtype: str = "BF16") -> Report:
+    return planned_model(model_of(shapes, dtype), arguments)
+
+
+def model_of(shapes: dict[str, tuple], dtype: str = "BF16") -> Model:
+    """A model of which only names and shapes exist."""
+    dtypes = dict.fromkeys(shapes, dtype) | dict.fromkeys(TOKENIZERS & shapes.keys(), "U8")
     refs = {
         name: TensorRef(
             name=name,
-            dtype=dtype,
+            dtype=dtypes[name],
             shape=shape,
-            path=Path("SOURCE"),
+            path=SOURCE,
             begin=0,
-            nbytes=bits_of(dtype, shape) // 8,
+            nbytes=bits_of(dtypes[name], shape) // 8,
         )
         for name, shape in shapes.items()
     }
-    model = Model(tensors=refs, metadata={}, files=())
-    options = parse_options(["SOURCE", "OUT.safetensors", *arguments, "--dry-run"])
+    return Model(tensors=refs, metadata={}, files=())
+
+
+def planned_model(model: Model, arguments: list[str]) -> Report:
+    options = parse_options([str(SOURCE), "OUT.safetensors", *arguments, "--dry-run"])
     plans, notes = make_plans(options, model, read_guides(options, model))
     job = make_job(options, model, plans)
     return Report(
@@ -93,6 +120,15 @@ def family_text(name: str) -> str:
     return golden_text(report)
 
 
+def encoder_text(name: str) -> str:
+    """What --preset auto plans for a published text encoder; raises ConvertError for others."""
+    shapes = read_headers(FAMILIES / "encoders" / f"{name}.txt")
+    model, _ = named_for_comfyui(SOURCE, model_of(shapes))
+    refuse_kind(SOURCE, file_kind(SOURCE, model.tensors))
+    part = ModelPart(text_encoder(SOURCE, model.tensors)[0])
+    return golden_text(planned_model(dataclasses.replace(model, encoders=(part,)), []))
+
+
 def golden_text(report: Report) -> str:
     """What a report says, wherever the checkout lies."""
     return (
@@ -104,5 +140,6 @@ def golden_text(report: Report) -> str:
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
     families = {f"auto_{path.stem}": family_text(path.stem) for path in FAMILIES.glob("*.txt")}
-    for name, text in (golden_texts() | families).items():
+    encoders = {f"encoder_{name}": encoder_text(name) for name in CONVERTED_ENCODERS}
+    for name, text in (golden_texts() | families | encoders).items():
         (GOLDEN / f"{name}.txt").write_text(text, encoding="utf-8", newline="\n")

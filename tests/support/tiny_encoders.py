@@ -151,6 +151,8 @@ def make_tiny_encoder(kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
     made = build_encoder(row, comfy.ops.mixed_precision_ops(), **tiny.sizes)
     shapes = {published_name(row, name): shape for name, shape in shapes_of(made).items()}
     state = {name: values(name, shape, generator) for name, shape in shapes.items()}
+    # T5 scales no logits: its queries are small instead, or attention would jump between tokens.
+    state |= {name: t / 8 for name, t in state.items() if name.endswith("SelfAttention.q.weight")}
     if tiny.tokenizer == "spiece_model":
         state["spiece_model"] = tokenizer(64, bos=-1 if tiny.type == "WAN" else 3)
     return state

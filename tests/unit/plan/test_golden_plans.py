@@ -4,15 +4,25 @@ import json
 
 import pytest
 
+from nvfp4.errors import ConvertError
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.formats.floats import HALF
 from nvfp4.formats.fp8 import FP8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.model import PREFIXES, bare
 from nvfp4.plan.records import weights_of
+from support.make_encoders import ENCODER_MODELS
 from support.make_families import MODELS as PUBLISHED
 from support.make_families import read_facts, read_headers
-from support.make_golden import COMMANDS, family_text, golden_texts, planned, planned_for
+from support.make_golden import (
+    COMMANDS,
+    CONVERTED_ENCODERS,
+    encoder_text,
+    family_text,
+    golden_texts,
+    planned,
+    planned_for,
+)
 from support.paths import FAMILIES, GOLDEN, ROOT
 
 
@@ -66,6 +76,19 @@ def test_plans_of_published_models(name):
     text = family_text(name)
     assert text == (GOLDEN / f"auto_{name}.txt").read_text(encoding="utf-8")
     assert f"recognised as {PUBLISHED[name].recognised}: --preset" in text
+
+
+@pytest.mark.parametrize("name", CONVERTED_ENCODERS)
+def test_plans_of_published_text_encoders(name):
+    text = encoder_text(name)
+    assert text == (GOLDEN / f"encoder_{name}.txt").read_text(encoding="utf-8")
+    assert f"recognised as {ENCODER_MODELS[name].published.recognised}: --preset" in text
+
+
+@pytest.mark.parametrize("name", sorted(ENCODER_MODELS.keys() - set(CONVERTED_ENCODERS)))
+def test_text_encoders_that_comfyui_loads_in_16_bits_alone_are_refused(name):
+    with pytest.raises(ConvertError, match="ComfyUI loads it in 16 bits alone"):
+        encoder_text(name)
 
 
 @pytest.mark.slow
