@@ -717,7 +717,7 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, replace
 from functools import cache, cached_property, lru_cache, partial
 from importlib.util import find_spec
 from numbers import Real
@@ -2701,6 +2701,8 @@ OTHER_PARTS = (
 # their names and no prefix, as in whole diffusion models: those have embedders of the time besides.
 LANGUAGE_MODELS = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
 TIME_EMBEDDERS = ("model.t_embedder", "model.x_embedder", "model.time_embed")
+# The prefix of a text encoder in a checkpoint, as ComfyUI writes and reads it.
+ENCODER_PREFIX = re.compile(r"text_encoders\.\w+\.transformer\.")
 # What a file is recognised by: names whose first number is one of these, of so many characters, and
 # so many of them. Published models have up to 700 such names.
 TOLD_NUMBERS, MAX_TOLD, MAX_LINES = ("0", "1", "2"), 200, 5000
@@ -2776,14 +2778,14 @@ class TensorRef:
         """
         if self.module is not None:
             return self.is_matrix and not self.module
-        return self.is_matrix and not not_linear(bare(self.layer))
+        return self.is_matrix and not not_linear(own_name(self.layer))
 
     @property
     def is_embedding(self) -> bool:
         """Tell whether a class of ComfyUI has an embedding of its own operations for it."""
         if self.module is not None:
             return self.is_matrix and self.module == EMBEDDING.rpartition(" ")[2]
-        found = not_linear(bare(self.layer)) if self.is_matrix else None
+        found = not_linear(own_name(self.layer)) if self.is_matrix else None
         return found is not None and found.kind == EMBEDDING
 
     @property
@@ -2904,6 +2906,11 @@ class Model:
             if is_beside(name, prefix) and not name.startswith(converted)
         }
 
+    @property
+    def main(self) -> Model:
+        """Return the model with all that lies beside the diffusion model left as it is."""
+        return replace(self, encoders=tuple(part for part in self.encoders if not part.prefix))
+
     def part_of(self, name: str) -> ModelPart | None:
         """Find the text encoder that a tensor of this name is of; None for all others."""
         return next((part for part in self.encoders if name.startswith(part.prefix)), None)
@@ -2932,6 +2939,15 @@ def bare(name: str) -> str:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return name
+
+
+def own_name(name: str) -> str:
+    """Strip from a name the prefix of its part of a file: a text encoder's, or the model's.
+
+    ComfyUI's classes are looked up by these names.
+    """
+    found = ENCODER_PREFIX.match(name)
+    return bare(name[found.end() :] if found else name)
 
 
 def unwrapped(name: str) -> str:
@@ -6034,6 +6050,16 @@ RENAMED_PREFIXES = (
 )  # fmt: skip
 # ComfyUI gives `lm_head.weight` this name when it loads a file, and leaves its scales behind.
 HEAD_PREFIX, COMFYUI_HEAD = "lm_head.", "model.lm_head."
+# Text encoders of which ComfyUI reads quantised layers in a checkpoint, by their part of the prefix
+# (comfy/supported_models.py, clip_target), and families whose checkpoints are an exception.
+CHECKPOINT_ENCODERS = {
+    "t5xxl", "umt5xxl", "llama", "gemma2_2b", "qwen25_3b", "qwen25_7b", "qwen3_06b", "qwen3_2b",
+    "qwen3_4b", "qwen3_8b", "qwen3vl", "qwen3vl_4b", "qwen3vl_8b", "qwen3vl_32b", "ministral3_3b",
+}  # fmt: skip
+UNREAD_ENCODERS = {
+    "pixart": {"t5xxl"}, "cogvideox": {"t5xxl"}, "ace-step": {"t5xxl"},
+    "ace-step-1.5": {"qwen3_06b"},
+}  # fmt: skip
 
 
 def is_there(asked: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -6083,6 +6109,28 @@ def with_prefixes(name: str, prefixes: Mapping[str, str]) -> str:
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
+
+
+def checkpoint_encoders(
+    shapes: Mapping[str, tuple[int, ...]], family: str
+) -> tuple[dict[str, str], list[str]]:
+    """Find the text encoders of a checkpoint: {prefix: row} of those that ComfyUI reads quantised.
+
+    shapes: {name: shape} of all its tensors; family: of its diffusion model. Returns as well the
+    prefixes of those that stay 16-bit, as ComfyUI reads no quantised layers of them.
+    """
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if found := ENCODER_PREFIX.match(name):
+            parts.setdefault(found[0], {})[name[found.end() :]] = shape
+    read = CHECKPOINT_ENCODERS - UNREAD_ENCODERS.get(family, set())
+    rows = {prefix: encoder_of(part)[0] for prefix, part in parts.items()}
+    rows = {
+        prefix: name
+        for prefix, name in rows.items()
+        if name and not ENCODERS[name].half_only and prefix.split(".")[1] in read
+    }
+    return rows, sorted(parts.keys() - rows.keys())
 
 
 # ── nvfp4/families/image.py: Families of models that make images: a row for each ──────────────────
@@ -6801,6 +6849,7 @@ HEADER_ORDER = (
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
     "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
+    "text_encoder_preset",
 )  # fmt: skip
 
 
@@ -7199,6 +7248,11 @@ class Options(DerivedOptions):
         check=none_needs_include, conflicts=["--mode"],
         aliases=(Alias("--mode", {"safe": "auto", "all": "all"},
                        "another name for --preset: safe is auto, all is all"),))
+    text_encoder_preset: str | None = option(
+        None, PRECISION, Kind(choices=("auto", "smart", "all")),
+        "convert the text encoders of a checkpoint as well: by their own rows (auto), their "
+        "structure (smart), or every linear layer (all); by default they go over as they are",
+        conflicts=[Other("--recipe", "scaled-fp8")])
     edge_blocks: int | None = option(None, PRECISION, NATURAL,
         "the first and last N transformer blocks stay 16-bit (default: the preset's own)")
     target_size: int | None = option(None, PRECISION, SIZE,
@@ -8338,7 +8392,6 @@ import uuid
 import zlib
 from array import array
 from collections import defaultdict
-from dataclasses import replace
 from enum import Enum, IntEnum, auto
 from types import FunctionType
 from typing import Protocol, TYPE_CHECKING
@@ -21168,7 +21221,8 @@ def read_guides(options: Options, model: Model) -> Guides:
     Every file is read once, also where two options name the same one. Raises ConvertError for a
     file that cannot be read, is damaged, or is of another model.
     """
-    partial = options.partial_guide
+    # Text encoders beside a diffusion model have no guides.
+    model, partial = model.main, options.partial_guide
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model, partial) if options.gguf else (None, [])
     # An option that was not given has no file to match.
@@ -22321,6 +22375,65 @@ def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
     return notes
 
 
+# ── nvfp4/plan/parts.py: Plan text encoders that lie beside a diffusion model: each as if it were a
+
+# Options besides the general ones that are for text encoders as well.
+SHARED_OPTIONS = ("formats", "card")
+Planner = Callable[[Options, Model, Guides], Plan]
+
+
+class PlannedParts(NamedTuple):
+    """Hold the plans of text encoders, {tensor in the file: plan}, and notes on them."""
+
+    plans: dict[str, TensorPlan]
+    notes: tuple[str, ...]
+
+
+def part_options(options: Options) -> Options:
+    """Make the options of a text encoder: --text-encoder-preset is its preset."""
+    others = {
+        row.name: row.default
+        for row in options_of(Options)
+        if row.group not in ("", GENERAL) and row.name not in SHARED_OPTIONS
+    }
+    others["preset"] = options.text_encoder_preset
+    return dataclasses.replace(options, **others)
+
+
+def plan_parts(options: Options, model: Model, planner: Planner) -> PlannedParts:
+    """Plan all text encoders that lie beside the diffusion model and are converted.
+
+    planner: plans a model that is one file. Raises ConvertError as that does.
+    """
+    plans, notes = {}, []
+    for part in model.encoders:
+        if part.prefix:
+            found = plan_part(part_options(options), model, part, planner)
+            plans |= found.plans
+            notes += found.notes
+    return PlannedParts(plans, tuple(notes))
+
+
+def plan_part(options: Options, model: Model, part: ModelPart, planner: Planner) -> PlannedParts:
+    """Plan one text encoder, by names without its prefix; each note begins with the prefix."""
+    inside = {
+        name.removeprefix(part.prefix): ref
+        for name, ref in model.tensors.items()
+        if name.startswith(part.prefix)
+    }
+    tensors = {name: dataclasses.replace(ref, name=name) for name, ref in inside.items()}
+    alone = Model(tensors=tensors, metadata={}, files=model.files, encoders=(ModelPart(part.row),))
+    family, notes = find_family(options, alone)
+    plan = planner(options, alone, Guides(family=family, notes=tuple(notes)))
+    # --target-size chooses for the diffusion model alone.
+    put_back = partial(dataclasses.replace, is_open=False)
+    plans = {
+        inside[one.ref.name].name: put_back(one, ref=inside[one.ref.name]) for one in plan.plans
+    }
+    told = map(Note.of, plan.notes)
+    return PlannedParts(plans, tuple(Note(f"{part.prefix}*: {one}", one.rank) for one in told))
+
+
 # ── nvfp4/plan/make.py: Plan every tensor of a model, and warn of plans that people regret ────────
 
 def make_plans(
@@ -22329,9 +22442,20 @@ def make_plans(
     """Plan every tensor of a model, in source order, with notes for the report.
 
     No file is opened: the same arguments give the same plans. `chosen` is {tensor: precision} that
-    --target-size settled on. Raises ConvertError if options name what the model lacks, if an input
-    scale is no positive float32, and if nothing would be quantised.
+    --target-size settled on. Text encoders beside a diffusion model are planned each by itself.
+    Raises ConvertError if options name what the model lacks, if an input scale is no positive
+    float32, and if nothing would be quantised.
     """
+    plan = plan_model(options, model.main, guides, chosen)
+    parts = plan_parts(options, model, plan_model)
+    plans = [parts.plans.get(one.ref.name, one) for one in plan.plans]
+    return Plan(plans, (*plan.notes, *parts.notes))
+
+
+def plan_model(
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
+) -> Plan:
+    """Plan a diffusion model, or a text encoder that is a whole file, as `make_plans` says."""
     refuse_for_kept(options, model)
     refuse_idle(options, model, guides)
     choices = choice_rules(options, model, guides, chosen or {})
@@ -23551,7 +23675,7 @@ class StoredLayer:
     @property
     def is_looked_up(self) -> bool:
         """Tell whether ComfyUI has an embedding of that name, and such take the layer's format."""
-        place, form = not_linear(bare(self.name)), self.format
+        place, form = not_linear(own_name(self.name)), self.format
         is_embedding = place is not None and place.kind == EMBEDDING
         return is_embedding and form is not None and bool(form.embedding_since)
 
@@ -23834,7 +23958,7 @@ def lint_place(layer: StoredLayer) -> Iterator[Finding]:
     ComfyUI's own embeddings take FP8 and its scale; whatever else is no linear layer takes a weight
     as it is stored.
     """
-    place, form = not_linear(bare(layer.name)), layer.format
+    place, form = not_linear(own_name(layer.name)), layer.format
     if place is None or form is None or len(layer.weight.shape) != 2:
         return
     finding = partial(Finding, name=layer.name, detail=f"{place.kind} of {place.classes}")
@@ -24643,7 +24767,8 @@ def multiplied(plan: TensorPlan) -> Multiplied:
     if plan.is_looked_up:
         form = plan.format
         return Multiplied(layer, 0, since=form.embedding_since, kitchen=form.since_kitchen)
-    weights = plan.weights // experts_in(plan)
+    # A text encoder beside the model multiplies once for a prompt, and not in each step.
+    weights = 0 if ref.name.startswith(OTHER_PARTS) else plan.weights // experts_in(plan)
     if not (plan.is_quantised or ref.config):
         return Multiplied(layer, weights)
     shape = plan.format.logical_shape(ref.shape[-2:], None) if ref.config else ref.shape
@@ -27076,18 +27201,23 @@ def has_large_codes(ref: TensorRef) -> bool:
 BESIDE_WEIGHT = {"bias", "comfy_quant", "input_scale", "scale_input"}
 
 
-def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
+def open_source(path: Path, *, plain_fp8: bool = False, encoders: bool = False) -> Source:
     """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
     FP8 layers with their scales are decoded as they are read, NVFP4 layers go over as they are, and
     any others are refused. All that is not of the diffusion model goes over as it is, quantised or
-    not. plain_fp8: whether a model whose FP8 has no scales is taken. The notes tell of defects in
-    kept layers, of what has no scale, of input scales left out and of names that were changed.
+    not. plain_fp8: whether a model whose FP8 has no scales is taken.
+    encoders: whether text encoders beside the diffusion model are converted, too. The notes tell of
+    defects in kept layers, of what has no scale, of input scales left out and of names that were
+    changed.
     Raises ConvertError for what is no diffusion model, or cannot be decoded.
     """
     model = open_model(path)
     refuse_kind(path, lora_kind(model.tensors))
     model, notes = named_for_comfyui(path, model)
+    if encoders:
+        model, told = with_encoders(path, model)
+        notes = [*notes, *told]
     prefix, beside = diffusion_prefix(model.tensors), model.beside
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)
     if program:
@@ -27127,6 +27257,24 @@ def refuse_kind(path: Path, kind: FileKind | None) -> None:
     """Raise ConvertError for a file that is of a known kind other than one to convert."""
     if kind:
         raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
+
+
+def with_encoders(path: Path, model: Model) -> tuple[Model, list[str]]:
+    """Find the text encoders of a checkpoint that are converted, with a note on the others.
+
+    Raises ConvertError where there is none that ComfyUI would read quantised layers of.
+    """
+    shapes = {name: ref.shape for name, ref in model.tensors.items()}
+    rows, others = checkpoint_encoders(shapes, recognise(model)[0])
+    why = "ComfyUI reads no quantised layers of them there"
+    if not rows:
+        lacking = (
+            f"has {examples(others)}, but {why}" if others else "has no text encoder beside it"
+        )
+        raise ConvertError(f"--text-encoder-preset: {path} {lacking}")
+    parts = tuple(ModelPart(row, prefix) for prefix, row in rows.items())
+    note = Note(f"text encoders stay as they are, as {why}: {examples(others)}", Rank.NOTE)
+    return dataclasses.replace(model, encoders=parts), [note] if others else []
 
 
 def tokenizer_notes(path: Path, model: Model, size: Size) -> list[str]:
@@ -29744,7 +29892,8 @@ def read_source(options: Options) -> Source:
     that do not go with the model.
     """
     refuse_missing(options)
-    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
+    encoders = options.text_encoder_preset is not None
+    model, notes = open_source(options.source, plain_fp8=options.plain_fp8, encoders=encoders)
     refuse_overwriting(options, model)
     doubts = refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))

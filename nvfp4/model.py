@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,8 @@ OTHER_PARTS = (
 # their names and no prefix, as in whole diffusion models: those have embedders of the time besides.
 LANGUAGE_MODELS = ("model.embed_tokens.weight", "model.language_model.embed_tokens.weight")
 TIME_EMBEDDERS = ("model.t_embedder", "model.x_embedder", "model.time_embed")
+# The prefix of a text encoder in a checkpoint, as ComfyUI writes and reads it.
+ENCODER_PREFIX = re.compile(r"text_encoders\.\w+\.transformer\.")
 # What a file is recognised by: names whose first number is one of these, of so many characters, and
 # so many of them. Published models have up to 700 such names.
 TOLD_NUMBERS, MAX_TOLD, MAX_LINES = ("0", "1", "2"), 200, 5000
@@ -123,14 +125,14 @@ class TensorRef:
         """
         if self.module is not None:
             return self.is_matrix and not self.module
-        return self.is_matrix and not not_linear(bare(self.layer))
+        return self.is_matrix and not not_linear(own_name(self.layer))
 
     @property
     def is_embedding(self) -> bool:
         """Tell whether a class of ComfyUI has an embedding of its own operations for it."""
         if self.module is not None:
             return self.is_matrix and self.module == EMBEDDING.rpartition(" ")[2]
-        found = not_linear(bare(self.layer)) if self.is_matrix else None
+        found = not_linear(own_name(self.layer)) if self.is_matrix else None
         return found is not None and found.kind == EMBEDDING
 
     @property
@@ -251,6 +253,11 @@ class Model:
             if is_beside(name, prefix) and not name.startswith(converted)
         }
 
+    @property
+    def main(self) -> Model:
+        """Return the model with all that lies beside the diffusion model left as it is."""
+        return replace(self, encoders=tuple(part for part in self.encoders if not part.prefix))
+
     def part_of(self, name: str) -> ModelPart | None:
         """Find the text encoder that a tensor of this name is of; None for all others."""
         return next((part for part in self.encoders if name.startswith(part.prefix)), None)
@@ -279,6 +286,15 @@ def bare(name: str) -> str:
         if name.startswith(prefix):
             return name.removeprefix(prefix)
     return name
+
+
+def own_name(name: str) -> str:
+    """Strip from a name the prefix of its part of a file: a text encoder's, or the model's.
+
+    ComfyUI's classes are looked up by these names.
+    """
+    found = ENCODER_PREFIX.match(name)
+    return bare(name[found.end() :] if found else name)
 
 
 def unwrapped(name: str) -> str:

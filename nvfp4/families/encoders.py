@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nvfp4.families.records import EIGHT_BITS, Family, Keep
+from nvfp4.model import ENCODER_PREFIX
 
 
 class Size(NamedTuple):
@@ -297,6 +298,16 @@ RENAMED_PREFIXES = (
 )  # fmt: skip
 # ComfyUI gives `lm_head.weight` this name when it loads a file, and leaves its scales behind.
 HEAD_PREFIX, COMFYUI_HEAD = "lm_head.", "model.lm_head."
+# Text encoders of which ComfyUI reads quantised layers in a checkpoint, by their part of the prefix
+# (comfy/supported_models.py, clip_target), and families whose checkpoints are an exception.
+CHECKPOINT_ENCODERS = {
+    "t5xxl", "umt5xxl", "llama", "gemma2_2b", "qwen25_3b", "qwen25_7b", "qwen3_06b", "qwen3_2b",
+    "qwen3_4b", "qwen3_8b", "qwen3vl", "qwen3vl_4b", "qwen3vl_8b", "qwen3vl_32b", "ministral3_3b",
+}  # fmt: skip
+UNREAD_ENCODERS = {
+    "pixart": {"t5xxl"}, "cogvideox": {"t5xxl"}, "ace-step": {"t5xxl"},
+    "ace-step-1.5": {"qwen3_06b"},
+}  # fmt: skip
 
 
 def is_there(asked: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -346,3 +357,25 @@ def with_prefixes(name: str, prefixes: Mapping[str, str]) -> str:
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
+
+
+def checkpoint_encoders(
+    shapes: Mapping[str, tuple[int, ...]], family: str
+) -> tuple[dict[str, str], list[str]]:
+    """Find the text encoders of a checkpoint: {prefix: row} of those that ComfyUI reads quantised.
+
+    shapes: {name: shape} of all its tensors; family: of its diffusion model. Returns as well the
+    prefixes of those that stay 16-bit, as ComfyUI reads no quantised layers of them.
+    """
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if found := ENCODER_PREFIX.match(name):
+            parts.setdefault(found[0], {})[name[found.end() :]] = shape
+    read = CHECKPOINT_ENCODERS - UNREAD_ENCODERS.get(family, set())
+    rows = {prefix: encoder_of(part)[0] for prefix, part in parts.items()}
+    rows = {
+        prefix: name
+        for prefix, name in rows.items()
+        if name and not ENCODERS[name].half_only and prefix.split(".")[1] in read
+    }
+    return rows, sorted(parts.keys() - rows.keys())

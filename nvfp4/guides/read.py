@@ -35,7 +35,8 @@ def read_guides(options: Options, model: Model) -> Guides:
     Every file is read once, also where two options name the same one. Raises ConvertError for a
     file that cannot be read, is damaged, or is of another model.
     """
-    partial = options.partial_guide
+    # Text encoders beside a diffusion model have no guides.
+    model, partial = model.main, options.partial_guide
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model, partial) if options.gguf else (None, [])
     # An option that was not given has no file to match.

@@ -20,6 +20,7 @@ from nvfp4.options.option import (
 from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
 from nvfp4.options.table import (
     ACTIVATION_GROUPS,
+    GENERAL,
     LEGACY_RECIPE,
     REPORT_KINDS,
     TARGET,
@@ -38,6 +39,7 @@ from nvfp4.options.tasks import (
 __all__ = [
     "ACTIVATION_GROUPS",
     "FULL_PRECISION_OPTIONS",
+    "GENERAL",
     "LEGACY_RECIPE",
     "MINIMUM_OPTIONS",
     "OPTIONS",

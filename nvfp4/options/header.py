@@ -21,6 +21,7 @@ HEADER_ORDER = (
     "full_precision_mm_layers", "full_precision_mm_pattern", "sensitivity_json",
     "sensitivity_threshold", "sensitivity_action", "clip_rate_threshold", "clip_rate_action",
     "plain_fp8", "formats", "card", "use_int8", "sensitive_as", "fp4_share",
+    "text_encoder_preset",
 )  # fmt: skip
 
 

@@ -211,6 +211,11 @@ class Options(DerivedOptions):
         check=none_needs_include, conflicts=["--mode"],
         aliases=(Alias("--mode", {"safe": "auto", "all": "all"},
                        "another name for --preset: safe is auto, all is all"),))
+    text_encoder_preset: str | None = option(
+        None, PRECISION, Kind(choices=("auto", "smart", "all")),
+        "convert the text encoders of a checkpoint as well: by their own rows (auto), their "
+        "structure (smart), or every linear layer (all); by default they go over as they are",
+        conflicts=[Other("--recipe", "scaled-fp8")])
     edge_blocks: int | None = option(None, PRECISION, NATURAL,
         "the first and last N transformer blocks stay 16-bit (default: the preset's own)")
     target_size: int | None = option(None, PRECISION, SIZE,

@@ -35,6 +35,7 @@ from nvfp4.plan.inputs import (
     marks_by_precision,
     sensitive_floors,
 )
+from nvfp4.plan.parts import plan_parts
 from nvfp4.plan.records import Plan, Rule, TensorPlan, plan_tensor, weights_of
 from nvfp4.plan.rules import choice_rules, decide, fitted, floor_rules, refuse_for_kept
 from nvfp4.reasons import Why
@@ -46,9 +47,20 @@ def make_plans(
     """Plan every tensor of a model, in source order, with notes for the report.
 
     No file is opened: the same arguments give the same plans. `chosen` is {tensor: precision} that
-    --target-size settled on. Raises ConvertError if options name what the model lacks, if an input
-    scale is no positive float32, and if nothing would be quantised.
+    --target-size settled on. Text encoders beside a diffusion model are planned each by itself.
+    Raises ConvertError if options name what the model lacks, if an input scale is no positive
+    float32, and if nothing would be quantised.
     """
+    plan = plan_model(options, model.main, guides, chosen)
+    parts = plan_parts(options, model, plan_model)
+    plans = [parts.plans.get(one.ref.name, one) for one in plan.plans]
+    return Plan(plans, (*plan.notes, *parts.notes))
+
+
+def plan_model(
+    options: Options, model: Model, guides: Guides, chosen: dict[str, Format] | None = None
+) -> Plan:
+    """Plan a diffusion model, or a text encoder that is a whole file, as `make_plans` says."""
     refuse_for_kept(options, model)
     refuse_idle(options, model, guides)
     choices = choice_rules(options, model, guides, chosen or {})

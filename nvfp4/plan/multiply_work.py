@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from nvfp4.cards import UNITS
 from nvfp4.families import ENCODERS, recognise
-from nvfp4.model import Model, bare
+from nvfp4.model import OTHER_PARTS, Model, bare
 from nvfp4.plan.records import TensorPlan
 from nvfp4.reasons import Why
 from nvfp4.tokens import ENCODER_FAMILY, tokens_of
@@ -22,7 +22,8 @@ def multiplied(plan: TensorPlan) -> Multiplied:
     if plan.is_looked_up:
         form = plan.format
         return Multiplied(layer, 0, since=form.embedding_since, kitchen=form.since_kitchen)
-    weights = plan.weights // experts_in(plan)
+    # A text encoder beside the model multiplies once for a prompt, and not in each step.
+    weights = 0 if ref.name.startswith(OTHER_PARTS) else plan.weights // experts_in(plan)
     if not (plan.is_quantised or ref.config):
         return Multiplied(layer, weights)
     shape = plan.format.logical_shape(ref.shape[-2:], None) if ref.config else ref.shape

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nvfp4.dtypes import ONE_BYTE
 from nvfp4.errors import ConvertError, examples, in_number
-from nvfp4.families import Size, encoder_size
+from nvfp4.families import Size, checkpoint_encoders, encoder_size, recognise
 from nvfp4.file_kinds import FileKind, lora_kind
 from nvfp4.formats.base import is_quantised_part, layer_parts, marker_names
 from nvfp4.model import Coding, Model, ModelPart, Source, TensorRef, diffusion_prefix, is_beside
@@ -35,18 +35,23 @@ from nvfp4.stored.lint import FileFacts, lint, lint_scalars, lint_values
 BESIDE_WEIGHT = {"bias", "comfy_quant", "input_scale", "scale_input"}
 
 
-def open_source(path: Path, *, plain_fp8: bool = False) -> Source:
+def open_source(path: Path, *, plain_fp8: bool = False, encoders: bool = False) -> Source:
     """Read a model's headers, and settle what becomes of layers that are quantised in it.
 
     FP8 layers with their scales are decoded as they are read, NVFP4 layers go over as they are, and
     any others are refused. All that is not of the diffusion model goes over as it is, quantised or
-    not. plain_fp8: whether a model whose FP8 has no scales is taken. The notes tell of defects in
-    kept layers, of what has no scale, of input scales left out and of names that were changed.
+    not. plain_fp8: whether a model whose FP8 has no scales is taken.
+    encoders: whether text encoders beside the diffusion model are converted, too. The notes tell of
+    defects in kept layers, of what has no scale, of input scales left out and of names that were
+    changed.
     Raises ConvertError for what is no diffusion model, or cannot be decoded.
     """
     model = open_model(path)
     refuse_kind(path, lora_kind(model.tensors))
     model, notes = named_for_comfyui(path, model)
+    if encoders:
+        model, told = with_encoders(path, model)
+        notes = [*notes, *told]
     prefix, beside = diffusion_prefix(model.tensors), model.beside
     program, packed = quantiser_of(name for name in model.tensors if name not in beside)
     if program:
@@ -86,6 +91,24 @@ def refuse_kind(path: Path, kind: FileKind | None) -> None:
     """Raise ConvertError for a file that is of a known kind other than one to convert."""
     if kind:
         raise ConvertError(f"{path}: is {kind.title}: {kind.what_to_do}")
+
+
+def with_encoders(path: Path, model: Model) -> tuple[Model, list[str]]:
+    """Find the text encoders of a checkpoint that are converted, with a note on the others.
+
+    Raises ConvertError where there is none that ComfyUI would read quantised layers of.
+    """
+    shapes = {name: ref.shape for name, ref in model.tensors.items()}
+    rows, others = checkpoint_encoders(shapes, recognise(model)[0])
+    why = "ComfyUI reads no quantised layers of them there"
+    if not rows:
+        lacking = (
+            f"has {examples(others)}, but {why}" if others else "has no text encoder beside it"
+        )
+        raise ConvertError(f"--text-encoder-preset: {path} {lacking}")
+    parts = tuple(ModelPart(row, prefix) for prefix, row in rows.items())
+    note = Note(f"text encoders stay as they are, as {why}: {examples(others)}", Rank.NOTE)
+    return dataclasses.replace(model, encoders=parts), [note] if others else []
 
 
 def tokenizer_notes(path: Path, model: Model, size: Size) -> list[str]:

@@ -27,7 +27,8 @@ def read_source(options: Options) -> Source:
     that do not go with the model.
     """
     refuse_missing(options)
-    model, notes = open_source(options.source, plain_fp8=options.plain_fp8)
+    encoders = options.text_encoder_preset is not None
+    model, notes = open_source(options.source, plain_fp8=options.plain_fp8, encoders=encoders)
     refuse_overwriting(options, model)
     doubts = refuse_part(options.source, model)
     model = dataclasses.replace(model, stamps=stamps_of(options, model))

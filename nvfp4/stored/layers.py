@@ -19,7 +19,7 @@ import torch
 
 from nvfp4.formats.base import Format, layer_parts, readable_formats
 from nvfp4.formats.scaled_fp8 import MARKER
-from nvfp4.model import Coding, Model, TensorRef, bare, diffusion_prefix
+from nvfp4.model import Coding, Model, TensorRef, diffusion_prefix, own_name
 from nvfp4.modules import EMBEDDING, not_linear
 from nvfp4.read.checkpoint import header_layers
 from nvfp4.read.json_files import parse_json
@@ -87,7 +87,7 @@ class StoredLayer:
     @property
     def is_looked_up(self) -> bool:
         """Tell whether ComfyUI has an embedding of that name, and such take the layer's format."""
-        place, form = not_linear(bare(self.name)), self.format
+        place, form = not_linear(own_name(self.name)), self.format
         is_embedding = place is not None and place.kind == EMBEDDING
         return is_embedding and form is not None and bool(form.embedding_since)
 

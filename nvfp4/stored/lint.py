@@ -22,7 +22,7 @@ from nvfp4.errors import ConvertError
 from nvfp4.formats.base import Format, is_known, readable_formats, scalar_scales
 from nvfp4.formats.plain_fp8 import unread_scales
 from nvfp4.formats.scaled_fp8 import SCALED_FP8
-from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside
+from nvfp4.model import COMFYUI_PREFIXES, Model, bare, diffusion_prefix, is_beside, own_name
 from nvfp4.modules import not_linear, shape_read
 from nvfp4.numeric.float8 import decode_byte
 from nvfp4.prefixes import comfyui_names, file_kind, text_encoder
@@ -101,7 +101,7 @@ def lint_place(layer: StoredLayer) -> Iterator[Finding]:
     ComfyUI's own embeddings take FP8 and its scale; whatever else is no linear layer takes a weight
     as it is stored.
     """
-    place, form = not_linear(bare(layer.name)), layer.format
+    place, form = not_linear(own_name(layer.name)), layer.format
     if place is None or form is None or len(layer.weight.shape) != 2:
         return
     finding = partial(Finding, name=layer.name, detail=f"{place.kind} of {place.classes}")
