@@ -24862,10 +24862,9 @@ def place_of(shapes: Mapping[str, tuple[int, ...]]) -> Place:
 
 def type_text(types: tuple[str, ...]) -> str:
     """Tell what the type of the node may be: ", type a, b or c by the model"; "" for any."""
-    if len(types) < 2:
-        return "".join(f", type {name}" for name in types)
-    *others, last = types[:TOLD_TYPES]
-    return f", type {', '.join(others)} or {last} by the model it is for"
+    *others, last = types[:TOLD_TYPES] or ("",)
+    several = f", type {', '.join(others)} or {last} by the model it is for"
+    return several if others else f", type {last}" if last else ""
 
 
 def loading_data(
