@@ -36,7 +36,7 @@ class Keep(NamedTuple):
     @property
     def what(self) -> str:
         """Say in a few words which layers these are."""
-        return self.named or re.split("[:,;(]", self.why, maxsplit=1)[0].strip()
+        return self.named or re.split("[:,;(]| reaches ", self.why, maxsplit=1)[0].strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
