@@ -5569,7 +5569,7 @@ class Keep(NamedTuple):
     @property
     def what(self) -> str:
         """Say in a few words which layers these are."""
-        return self.named or re.split("[:,;(]", self.why, maxsplit=1)[0].strip()
+        return self.named or re.split("[:,;(]| reaches ", self.why, maxsplit=1)[0].strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -8011,6 +8011,8 @@ def render_everyday(rows: Iterable[Option]) -> str:
 
 # What models make, in the order of the table.
 MADE = ("image", "video", "audio", "3D", "text")
+# What stays 16-bit in a model of which ComfyUI loads nothing else.
+ALL_OF_IT = "all of it"
 # The least columns of the cells that give way where a terminal is narrow, and the headings.
 LEAST_CELL = 12
 HEADINGS = ("preset", "models", "makes", "8-bit", "also 16-bit")
@@ -8018,9 +8020,9 @@ HEADINGS = ("preset", "models", "makes", "8-bit", "also 16-bit")
 LEAST_BEGINNING = 5
 
 ABOUT_TABLE = (
-    "The other linear layers of the blocks are NVFP4; 16-bit are the edge blocks and what is "
-    "outside the blocks. --list-presets WORD finds a preset by anything that is known of it, and "
-    "shows one in full."
+    "The other linear layers of the blocks are NVFP4; 16-bit are the edge blocks (8-bit in text "
+    "encoders) and what is outside the blocks. --list-presets WORD finds a preset by anything "
+    "that is known of it, and shows one in full."
 )
 # Which layers outside the blocks are not settled.
 OPEN_TEXT = (
@@ -8043,11 +8045,12 @@ def render_presets(words: Sequence[str] = ()) -> str:
     at its end; sentences are broken to the width of a terminal, and the table fits a page.
     """
     width = stdout_width()
-    found = {name: row for name, row in FAMILIES.items() if fits(words, name, row)}
+    found = {name: row for name, row in ROWS.items() if fits(words, name, row)}
     called = "-".join(words).lower()
-    chosen = called if called in FAMILIES else next(iter(found), "") if len(found) == 1 else ""
+    names = [name for name in found if plain(name) == plain(called)] or [*found]
+    chosen = names[0] if len(names) == 1 else ""
     if chosen:
-        lines = in_full(chosen, FAMILIES[chosen])
+        lines = in_full(chosen, ROWS[chosen])
         others = [name for name in found if name != chosen]
         lines += [f"See also: {', '.join(others)}"] if others else []
     elif found:
@@ -8058,7 +8061,7 @@ def render_presets(words: Sequence[str] = ()) -> str:
     elif called in GENERAL_PRESETS:
         lines = [f"{called}: {GENERAL_PRESETS[called]}"]
     else:
-        hint = did_you_mean(called, [*FAMILIES, *GENERAL_PRESETS])
+        hint = did_you_mean(called, [*ROWS, *GENERAL_PRESETS])
         lines = [
             f"no preset is for {' '.join(words)}{hint}",
             "--preset smart takes any model by its structure; all presets: --list-presets",
@@ -8076,7 +8079,8 @@ def fits(words: Iterable[str], name: str, row: Family) -> bool:
 
     A file's name is found by the beginnings of published names, too.
     """
-    known = [plain(text) for text in (name, row.title, *row.variants, *row.known_as, *row.makes)]
+    texts = (name, row.title, *kinds(name, row), *row.known_as, *row.makes)
+    known = [plain(text) for text in texts]
 
     def is_in(word: str) -> bool:
         return any(
@@ -8085,6 +8089,17 @@ def fits(words: Iterable[str], name: str, row: Family) -> bool:
         )
 
     return all(is_in(plain(word)) for word in words)
+
+
+def kinds(name: str, row: Family) -> list[str]:
+    """List the variants of a family's models, or the sizes of a text encoder."""
+    sizes = ENCODERS[name].sizes if name in ENCODERS else ()
+    return [*row.variants, *dict.fromkeys(size.title for size in sizes)]
+
+
+def is_half_only(name: str) -> bool:
+    """Tell whether a row is no preset: a text encoder that ComfyUI loads in 16 bits alone."""
+    return name in ENCODERS and ENCODERS[name].half_only
 
 
 def preset_table(rows: dict[str, Family], width: int) -> list[str]:
@@ -8096,10 +8111,10 @@ def preset_table(rows: dict[str, Family], width: int) -> list[str]:
     cells = [
         [
             [name],
-            [row.title, *row.variants],
+            [row.title, *kinds(name, row)],
             [*row.makes],
             kept(row, EIGHT_BITS) or ["-"],
-            kept(row, "16-bit") or ["-"],
+            [ALL_OF_IT] if is_half_only(name) else kept(row, "16-bit") or ["-"],
         ]
         for name, row in sorted(rows.items(), key=place)
     ]
@@ -8142,11 +8157,17 @@ def in_full(name: str, row: Family) -> list[str]:
     """Write all that a preset does, with a line for each choice and its reason in brackets."""
     # Blocks of several names run one after another, as double_blocks.N then single_blocks.N.
     runs = " then ".join(f"{block}.N" for block in itertools.chain(*row.blocks))
-    ends = f"the first and last {row.edge_blocks} blocks, and " if row.edge_blocks else ""
+    several = f"{row.edge_blocks} blocks" if row.edge_blocks > 1 else "block"
+    ends = f"the first and last {several}" if row.edge_blocks else ""
     lines = [f"{name}: {row.title}, in {runs}; makes {' and '.join(row.makes)}"]
-    lines += [f"  variants: {', '.join(row.variants)}"] if row.variants else []
+    lines += [f"  variants: {', '.join(kinds(name, row))}"] if kinds(name, row) else []
     lines += [f"  known as: {', '.join(row.known_as)}"] if row.known_as else []
-    lines += [f"  16-bit  {ends}what is outside the blocks"]
+    if is_half_only(name):
+        return [*lines, "  ComfyUI loads no quantised layer of it: it stays as it is"]
+    lines += ["  16-bit  what is outside the blocks"]
+    lines += [f"  {row.edges:7} {ends}"] if ends else []
+    if name in ENCODERS:
+        lines += [f"  {ENCODERS[name].embeddings:7} token embeddings"]
     lines += [f"  {keep.precision:7} {keep.layers}  ({keep.why})" for keep in row.keeps]
     lines += ["  NVFP4   the other linear layers of the blocks"]
     if row.full_precision:
