@@ -57,7 +57,6 @@ def test_words_find_a_preset_however_they_are_spelt(words, first):
 def test_words_that_several_fit_leave_a_shorter_table():
     lines = render_presets(["image"]).splitlines()
     found = [line.split()[0] for line in lines[1 : lines.index("")]]
-    images = (name for name, row in FAMILIES.items() if "image" in row.makes)
     # Those that make images first of all come first.
     assert sorted(found) == sorted(name for name, row in ROWS.items() if fits(["image"], name, row))
     assert {"flux", "qwen-image", "hunyuan-video"} <= {*found}
