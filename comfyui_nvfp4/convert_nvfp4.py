@@ -26149,6 +26149,11 @@ LORA_PREFIX = re.compile(
     r"|pipe\.|dit2?\.|module\."
     r"|lora_unet_+|lora_prior_unet_|lora_transformer_|lycoris_"
 )
+# What stands before the names of a text encoder's layers: ComfyUI's own, of which OneTrainer and
+# others leave out the encoder's name, that of diffusers, and kohya's.
+ENCODER_IN_LORA = re.compile(
+    r"text_encoders\.([\w-]+\.)??transformer\.|text_encoder(_\d)?\.|lora_te\d?_"
+)
 # What wrappers put anywhere in a name, also where dots became underscores.
 LORA_WRAPPED = re.compile(rf"(?<![^._])({WRAPPERS})[._]")
 # How pipelines of two models name the second one: Wan 2.2's for low noise.
@@ -26334,7 +26339,8 @@ DIFFUSERS = (
     }),
     # ACE-Step 1.5, whose LoRAs are trained on the decoder alone.
     ("", "decoder_", {
-        r"(?P<same>(?:layers|proj_in|proj_out|time_embed|condition_embedder).*)": r"\g<same>",
+        r"(?P<same>(?:layers|proj_in|(?:proj|norm)_out|time_embed|condition_embedder).*)":
+            r"\g<same>",
     }),
     # UNets, with blocks that `canonical` has renumbered.
     (r"((?:in|out)put_blocks_\d+_\d)_", r"\1_", UNET_LAYERS),
@@ -26414,6 +26420,17 @@ def plain_layer(layer: str) -> str:
     for _ in range(MAX_PREFIXES):
         layer = layer[match.end() :] if (match := LORA_PREFIX.match(layer)) else layer
     return layer
+
+
+def encoder_layers(layers: Collection[str]) -> dict[str, str]:
+    """Find what of a LoRA is for a text encoder that is converted: {layer: name without prefix}.
+
+    layers: as the LoRA's keys have them. A LoRA that names no encoder is all for the encoder.
+    """
+    found = {layer: match for layer in layers if (match := ENCODER_IN_LORA.match(layer))}
+    return {layer: layer[match.end() :] for layer, match in found.items()} or {
+        layer: layer for layer in layers
+    }
 
 
 def locate(layer: str, names: dict[str, str]) -> tuple[str, dict[str, str]] | None:
@@ -26926,7 +26943,9 @@ def read_lora(lora: Lora, model: Model) -> LoraMatch:
     # What lies beside the diffusion model goes over to the byte.
     beside = model.beside
     names = layer_names([name for name in model.tensors if name not in beside])
-    found = {layer: locate(layer, names) for layer in layers}
+    is_encoder = recognise(model)[0] in ENCODERS
+    own = encoder_layers(layers) if is_encoder else {layer: layer for layer in layers}
+    found = {layer: locate(name, names) for layer, name in own.items()}
     places = {layer: place for layer, place in found.items() if place}
     known = {layer: layers[layer] for layer in places}
     second, scales = second_model(lora.path, known), lora_scales(lora.path, metadata, known)

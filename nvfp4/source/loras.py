@@ -18,7 +18,7 @@ import torch
 
 from nvfp4.dtypes import VIEWED
 from nvfp4.errors import EXAMPLES, ConvertError, examples, in_number
-from nvfp4.families import model_prefixes
+from nvfp4.families import ENCODERS, model_prefixes, recognise
 from nvfp4.file_kinds import LORA
 from nvfp4.model import Lora, Model, Patch, Source, TensorRef
 from nvfp4.notes import Note, Rank
@@ -34,6 +34,7 @@ from nvfp4.source.lora_names import (
     SECOND_MODEL,
     UNNAMED_ADAPTER,
     describe_unmatched,
+    encoder_layers,
     is_swapped,
     layer_names,
     locate,
@@ -141,7 +142,9 @@ def read_lora(lora: Lora, model: Model) -> LoraMatch:
     # What lies beside the diffusion model goes over to the byte.
     beside = model.beside
     names = layer_names([name for name in model.tensors if name not in beside])
-    found = {layer: locate(layer, names) for layer in layers}
+    is_encoder = recognise(model)[0] in ENCODERS
+    own = encoder_layers(layers) if is_encoder else {layer: layer for layer in layers}
+    found = {layer: locate(name, names) for layer, name in own.items()}
     places = {layer: place for layer, place in found.items() if place}
     known = {layer: layers[layer] for layer in places}
     second, scales = second_model(lora.path, known), lora_scales(lora.path, metadata, known)
