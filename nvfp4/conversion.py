@@ -23,6 +23,7 @@ from nvfp4.encode.compute import capability_here, describe_device, pick_device
 from nvfp4.encode.float16 import float16_overflows
 from nvfp4.errors import ConvertError, examples, in_number
 from nvfp4.files import exists
+from nvfp4.fit import Stage, stage_of
 from nvfp4.guides.read import read_guides
 from nvfp4.layout import Job, make_job
 from nvfp4.model import Model
@@ -42,6 +43,7 @@ from nvfp4.report.texts import write_texts
 from nvfp4.source.read import read_source
 from nvfp4.stages import Observe, unobserved
 from nvfp4.tune.activations import Tuned, tune_activations
+from nvfp4.tune.fitting import settle_fit
 from nvfp4.tune.target_size import SizedPlan, plan_for_size
 from nvfp4.virtual import pinned, virtual_of
 from nvfp4.write.checks import refuse_no_gain, refuse_text_targets
@@ -76,11 +78,18 @@ def look_ahead(options: Options) -> tuple[Path, ...]:
     refuse_lone_shard(options.source)
     model = read_source(options).model
     refuse_text_targets(options, model)
-    plans = make_plans(options, model, read_guides(options, model)).plans
+    guides = read_guides(options, model)
+    options = settle_fit(options, model, partial(make_plans, model=model, guides=guides)).options
+    plans = make_plans(options, model, guides).plans
     if not options.target(model):
         refuse_no_gain(options, model, plans)
         refuse_problems(make_job(options, model, plans))
     return (*options.inputs, *model.files)
+
+
+def stage_ahead(options: Options) -> Stage:
+    """Estimate by headers alone what a conversion's file needs on the card of --fit."""
+    return stage_of(options, read_source(options).model)
 
 
 def is_converted(options: Options) -> bool:
@@ -149,7 +158,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     sized = planned.sized
     heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
     return Report(
-        options=options,
+        options=outcome.job.options,
         plans=tuple(outcome.job.plans),
         origin=outcome.job.origin,
         source_bytes=planned.source_bytes,
@@ -160,6 +169,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         curve=planned.tuned.curve,
         sizes=sized.sizes if sized else (),
         size_error=sized.error if sized else 0.0,
+        stage=planned.stage,
         asked=asked,
         seconds=time.monotonic() - began,
         device=describe_device(planned.device),
@@ -183,11 +193,13 @@ def pin_sources(options: Options, noted: dict[str, str]) -> dict[str, str]:
 class Planned(NamedTuple):
     """Hold what a conversion is before anything is written: its job, where it runs.
 
-    `source_bytes` is the size of its files; `sized` is what --target-size found, None without it;
+    `source_bytes` is the size of its files; `stage` is what --fit stands for, None without it;
+    `sized` is what --target-size found, None without it;
     `notes` are those of all phases so far.
     """
 
     source_bytes: int
+    stage: Stage | None
     sized: SizedPlan | None
     tuned: Tuned
     job: Job
@@ -242,9 +254,11 @@ def plan_conversion(options: Options, ranks: Ranks, comfyui: ComfyUI | None) -> 
     say("reading guides")
     guides = read_guides(options, source.model)
     say("planning")
-    refuse_measuring(options, source.model)
     planner = partial(make_plans, model=source.model, guides=guides)
-    sized = plan_for_size(options, source.model, planner, ranks)
+    fitted = settle_fit(options, source.model, planner)
+    options = fitted.options
+    refuse_measuring(options, source.model)
+    sized = plan_for_size(options, source.model, planner, ranks, fitted.is_capped)
     plan = sized.plan if sized else planner(options)
     refuse_no_gain(options, source.model, plan.plans)
     tuned = tune_activations(options, plan.plans)
@@ -254,6 +268,7 @@ def plan_conversion(options: Options, ranks: Ranks, comfyui: ComfyUI | None) -> 
     if options.dry_run and not sized and not unseen:
         plans = widen(plans, float16_overflows(plans, options))
     notes = (
+        *fitted.notes,
         *plan.notes,
         *unseen,
         *shape_notes(options, plans),
@@ -263,4 +278,4 @@ def plan_conversion(options: Options, ranks: Ranks, comfyui: ComfyUI | None) -> 
         *tuned.notes,
     )
     job = make_job(options, source.model, plans)
-    return Planned(source_bytes, sized, tuned, job, device, notes)
+    return Planned(source_bytes, fitted.stage, sized, tuned, job, device, notes)

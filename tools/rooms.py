@@ -19,6 +19,7 @@ FLOORS = (
         "tokens": "how many tokens of a typical run each layer multiplies by, a row a family",
         "cards": "what each class of graphics cards multiplies fast, and how fast",
         "comfy_classes": "what ComfyUI's own classes say of weights: data that a script made",
+        "comfy_memory": "what ComfyUI reserves on a card: data that a script made",
     },
     {
         "work": "the share of the multiply work by format, and the speed that may come of it",
@@ -48,6 +49,7 @@ FLOORS = (
     {
         "stored": "a quantised file: its layers, the known defects, ComfyUI's contract",
         "guides": "files that steer a plan, each read once into one record",
+        "fit": "what fits into a card's memory beside what ComfyUI reserves there, by estimate",
     },
     {
         "source": "what is converted: adopted layers, merged LoRAs",

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from nvfp4.cli.console import coloured, show, show_problems, tolerate_consoles
 from nvfp4.cli.doctor import run_doctor
 from nvfp4.cli.parse import parse_tasks
+from nvfp4.cli.pipeline import Pipeline
 from nvfp4.conversion import is_converted, look_ahead, run_phases
 from nvfp4.errors import ConvertError, printable
 from nvfp4.files import exists, full_path, is_same, is_still
@@ -30,10 +31,11 @@ from nvfp4.stored.defects import Outcome
 from nvfp4.verify import verify_file
 
 
-def run(task: Options | Verification) -> tuple[str, int]:
+def run(task: Options | Verification, heard: list[Report] | None = None) -> tuple[str, int]:
     """Carry out a task: convert and write the reports asked for, or check a file.
 
-    Returns the text to print on stdout, "" in all ranks but the first, and the exit status. A check
+    heard: where the report of a conversion goes, too, for whoever tells of several. Returns the
+    text to print on stdout, "" in all ranks but the first, and the exit status. A check
     ends with 1 for any defect that is worse than LOADS. Raises ConvertError; where only a report
     could not be written, or a dry run found what a run would refuse, the summary is printed before
     that.
@@ -44,6 +46,8 @@ def run(task: Options | Verification) -> tuple[str, int]:
         text = json_line(check_data(check)) if task.json else render_check(check, stdout_width())
         return text, int(check.outcome > Outcome.LOADS)
     report = run_phases(task)
+    if heard is not None:
+        heard.append(report)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
@@ -68,8 +72,10 @@ def printed_report(report: Report) -> str:
     return json_line({**summary_data(report), "path": path})
 
 
-def carry_out(task: Options | Verification) -> int:
+def carry_out(task: Options | Verification, heard: list[Report] | None = None) -> int:
     """Run a task, print its result or its problems, and return the exit status.
+
+    heard: as in `run`.
 
     After Ctrl-C one line says what is left: nothing, a run to go on with, or a file that was
     complete already.
@@ -78,7 +84,7 @@ def carry_out(task: Options | Verification) -> int:
     # An output of an earlier run may be there: only one that was replaced counts as written.
     older = path.stat() if path and exists(path) else None
     try:
-        text, status = run(task)
+        text, status = run(task, heard)
         if text:
             show(printable(text))
     except ConvertError as error:
@@ -105,13 +111,14 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
         return carry_out(tasks[0])
     # The processes of a torchrun find the same problems; one tells.
     is_first = read_ranks().is_first
-    tasks, problems = not_yet_done(tasks)
-    if problems := [*problems, *problems_ahead(tasks)]:
+    pipeline, heard = Pipeline.of(tasks), []
+    tasks, problems = not_yet_done(pipeline.tasks)
+    if problems := [*problems, *problems_ahead(tasks), *pipeline.problems]:
         if is_first:
             show_problems(ConvertError(*problems))
         return 1
     for number, task in enumerate(tasks):
-        if status := carry_out(task):
+        if status := carry_out(task, heard):
             done, left = (
                 ", ".join(str(one.source) for one in some) or "none"
                 for some in (tasks[:number], tasks[number + 1 :])
@@ -122,6 +129,8 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
             if is_first:
                 tell_broken(f"note: {which}")
             return status
+    if is_first and (text := pipeline.told(heard)):
+        show(printable(text))
     return 0
 
 

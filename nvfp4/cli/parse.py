@@ -30,7 +30,7 @@ from nvfp4.options import (
     options_of,
 )
 from nvfp4.options.naming import NameTakenError
-from nvfp4.options.recipe_files import overridden, read_recipe, render_recipes
+from nvfp4.options.recipe_files import located, overridden, read_recipe, render_recipes
 from nvfp4.virtual import VirtualPath
 
 # How a conversion and a check are asked for.
@@ -114,6 +114,9 @@ def parse_tasks(
         parser.error(goes_with(rows))
     try:
         known = read_recipe(recipe, rows) if recipe else [{}]
+        if recipe:
+            folder = given.pop("SOURCE") if names_folder(given, known) else None
+            known = located(recipe, known, folder)
     except ConvertError as error:
         parser.refuse_all(error.problems)
     try:
@@ -181,6 +184,13 @@ def refuse(problems: Iterable[str]) -> None:
         raise ConvertError(problem)
 
 
+def names_folder(given: dict[str, object], recipe: list[dict[str, object]]) -> bool:
+    """Tell whether SOURCE is the folder that the models of a recipe are looked for in."""
+    source = given.get("SOURCE")
+    has_names = len(recipe) > 1 and all("SOURCE" in model for model in recipe)
+    return has_names and source is not None and source.is_dir()
+
+
 def lacking_gguf(rows: list[Option], given: dict[str, object]) -> str:
     """Say that a recipe's options follow a GGUF which is not given; "" where none does."""
     follows = any(
@@ -210,7 +220,10 @@ def each_model(
     """
     *more, output = given.get("OUTPUT") or [None]
     if len(recipe) > 1 and "SOURCE" in given:
-        raise ConvertError("the recipe names its models itself; leave SOURCE and OUTPUT out")
+        raise ConvertError(
+            "the recipe names its models itself; leave SOURCE and OUTPUT out, or give the folder "
+            "that they are in as SOURCE"
+        )
     if more and isinstance(output, VirtualPath):
         raise ConvertError(f"of several models, the last place is a folder on a disk: {output}")
     if more and not output.is_dir() and (output.exists() or "--make-folder" not in given):

@@ -28,6 +28,11 @@ class DerivedOptions:
         return self.target_size or int((self.target_ratio or 0) * model.nbytes)
 
     @property
+    def is_sized(self) -> bool:
+        """Tell whether a size of OUTPUT decides on formats, given or by --fit."""
+        return bool(self.target_size or self.target_ratio or self.fit)
+
+    @property
     def expanded(self) -> dict[str, str]:
         """Tell which options --goal stands for: {flag: value as one types it}; {} without."""
         values = GOALS[self.goal].values if self.goal else {}

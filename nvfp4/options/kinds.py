@@ -243,6 +243,20 @@ def size_in_bytes(given: str | int) -> int:
     return size
 
 
+def card_memory(given: str | int) -> int:
+    """Read the memory of a card, 16GB or 16, and return bytes; a number of Python is bytes.
+
+    Cards are sold by GiB and say GB, so that both mean 1024 ** 3.
+    """
+    found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:G(?:i?B)?)?", str(given), re.IGNORECASE)
+    size = round(float(found[1]) * 1024**3) if found else 0
+    if not isinstance(given, str):
+        size = int(real_number(given))
+    if not 1024**3 <= size <= 1024**4:
+        raise argparse.ArgumentTypeError(f"{given!r} is no card's memory like 16GB")
+    return size
+
+
 def on_or_off(given: bool) -> bool:
     """Check a switch's value; the command line has no text for it."""
     if given not in (True, False):
@@ -324,5 +338,6 @@ SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
 LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
 REGEXES = Kind(pattern, "REGEX", repeatable=True)
 NATURAL = Kind(natural, "N")
+CARD_MEMORY = Kind(card_memory, "MEMORY")
 SIZE = Kind(size_in_bytes, "SIZE")
 SHARE = Kind(fraction, "SHARE")

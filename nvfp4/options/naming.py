@@ -48,7 +48,7 @@ def format_word(options: Any) -> str:
     layer by layer; else the format that most layers get: the recipe's, or the smallest of --formats
     or --card.
     """
-    if options.gguf or options.layer_config or options.target_size or options.target_ratio:
+    if options.gguf or options.layer_config or options.is_sized:
         return "mixed"
     return RECIPES[options.recipe].format or options.allowed[0]
 

@@ -1,13 +1,14 @@
 """Read recipe files, --recipe-file: options of one conversion or of several, in TOML or JSON.
 
 Keys are options as on the command line, without their dashes, beside `source` and `output`. A
-table of `[[model]]` has the options of one model, before those above it. Values are checked by the
-rows of the options table.
+table of `[[model]]`, `[[text-encoder]]` or `[[vae]]` has the options of one model, before those
+above it. Values are checked by the rows of the options table.
 """
 
 from __future__ import annotations
 
 import argparse
+import glob
 import importlib
 import json
 import sys
@@ -23,8 +24,9 @@ from nvfp4.virtual import virtual_path
 
 # The folder beside this script whose files may be given by their names alone.
 RECIPE_FOLDER = "recipes"
-# The table that a recipe of several models repeats.
-MODEL_TABLE = "model"
+# The tables that a recipe of several models repeats, in the order in which ComfyUI uses what they
+# name. All have the same keys: what a file is, the file itself tells.
+MODEL_TABLES = ("text-encoder", "model", "vae")
 # A recipe is a page of text: larger files are none.
 LARGEST_RECIPE = 1_000_000
 
@@ -60,16 +62,18 @@ def render_recipes(program: str) -> str:
 
 
 def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:
-    """Read a recipe file, and return {flag: value} for each of its models; one without [[model]].
+    """Read a recipe file, and return {flag: value} for each of its models; one without tables.
 
     rows: of the options that it may give. Paths in it are relative to it. Raises ConvertError with
     a line for each mistake.
     """
     whole = parse_recipe(path)
-    models = whole.pop(MODEL_TABLE, [{}])
-    is_list = isinstance(models, list) and models
-    if not is_list or not all(isinstance(one, dict) for one in models):
-        raise ConvertError(f"{path}: {MODEL_TABLE} is not [[{MODEL_TABLE}]], a table for each")
+    tables = {name: whole.pop(name) for name in MODEL_TABLES if name in whole}
+    for name, models in tables.items():
+        is_list = isinstance(models, list) and models
+        if not is_list or not all(isinstance(one, dict) for one in models):
+            raise ConvertError(f"{path}: {name} is not [[{name}]], a table for each")
+    models = [one for several in tables.values() for one in several] or [{}]
     reader = RecipeReader(path, rows)
     common = reader.options_in(whole)
     found = [overridden(rows, common, reader.options_in(model)) for model in models]
@@ -119,6 +123,34 @@ def toml_reader(path: Path) -> object:
         raise ConvertError(
             f"{path}: Python 3.10 reads TOML with tomli: python -m pip install tomli"
         ) from None
+
+
+def located(
+    recipe: Path, models: Iterable[dict[str, object]], folder: Path | None
+) -> list[dict[str, object]]:
+    """Find the sources of a recipe's models by their names: {flag: value} of each, with its source.
+
+    folder: where they are, in it or up to two folders deeper, as in ComfyUI's models/; None for
+    beside the recipe as they are given, or for a recipe that comes with the program in the current
+    folder. Raises ConvertError with a line for each that is not there.
+    """
+    found, problems = [], []
+    is_shipped = recipe.parent == HERE / RECIPE_FOLDER
+    for model in models:
+        source = model.get("SOURCE")
+        if source is None or virtual_path(source) or (folder is None and not is_shipped):
+            found.append(model)
+            continue
+        place = folder or Path()
+        ways = (f"{deeper}{glob.escape(source.name)}" for deeper in ("", "*/", "*/*/"))
+        there = next(filter(None, (sorted(place.glob(way)) for way in ways)), [])
+        if len(there) != 1:
+            several = f"; which of {', '.join(map(str, there))}?" if there else ""
+            problems.append(f"{recipe}: no {source.name} in {place.resolve()}{several}")
+        found.append(model | {"SOURCE": there[0]} if there else model)
+    if problems:
+        raise ConvertError(*problems)
+    return found
 
 
 def overridden(

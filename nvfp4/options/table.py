@@ -40,6 +40,7 @@ from nvfp4.options.formats import (
 )
 from nvfp4.options.goals import GOALS, GOALS_TOLD, flags_text, goal_does_something, goal_values
 from nvfp4.options.kinds import (
+    CARD_MEMORY,
     FILE,
     FOLDER,
     LAYER_LIST,
@@ -52,6 +53,7 @@ from nvfp4.options.kinds import (
     SWITCH,
     Kind,
     device_name,
+    frame_size,
     input_path,
     lora_file,
     margin,
@@ -129,7 +131,7 @@ class Options(DerivedOptions):
         check=goal_does_something, trace=False,
         conflicts=[Other("--gguf", why=", whose types choose: see --use-int8 and "
                          "--gguf-nvfp4-max-bitdepth"),
-                   "--recipe", "--target-size", "--target-ratio"],
+                   "--recipe", "--target-size", "--target-ratio", "--fit"],
         everyday="speed, balanced or quality, in one word")
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
         "one format for every layer that would be NVFP4: fp8, int8 or w4a8; scaled-fp8 is FP8 in "
@@ -224,10 +226,21 @@ class Options(DerivedOptions):
         everyday="choose precisions for a file of this size: 8GB")
     target_ratio: float | None = option(None, PRECISION, SHARE,
         "the same, as a share of the source's size: 0.35")
+    # It stands for a size, which is settled once the source is read, and which the header tells.
+    fit: int | None = option(None, PRECISION, CARD_MEMORY,
+        "choose precisions, as --target-size does, so that ComfyUI holds the whole file on a card "
+        "of this memory beside what it reserves for --size: 16GB; several models, text encoders "
+        "and VAEs in one call are a pipeline, each with the card to itself",
+        conflicts=["--target-size", "--target-ratio", "--output-sharded"], trace=False,
+        everyday="choose precisions for a card's memory: 16GB")
+    size: tuple[int, int, int] | None = option(None, PRECISION, Kind(frame_size, "WxHxF"),
+        "width, height and frames that you sample, for --fit and --calibrate (default: what the "
+        "model is usually used with)",
+        needs=["--fit"], trace=False)
     fp4_share: float | None = option(None, PRECISION, SHARE,
-        "the share of the multiply work that --target-size keeps in W4A4, which is fastest on "
-        "Blackwell: 0.5",
-        needs=["--target-size", "--target-ratio"], conflicts=["--w4a4-share"])
+        "the share of the multiply work that --target-size and --fit keep in W4A4, which is "
+        "fastest on Blackwell: 0.5",
+        needs=["--target-size", "--target-ratio", "--fit"], conflicts=["--w4a4-share"])
     formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
         "the formats that presets and --target-size may choose from; without nvfp4 the smallest "
         "of them takes its place, also beside a GGUF: "

@@ -11,16 +11,7 @@ from pathlib import Path
 
 from nvfp4.model import Lora
 from nvfp4.options.checks import all_of_calibration, page_or_data
-from nvfp4.options.kinds import (
-    FILE,
-    FOLDER,
-    LOCAL_FILE,
-    NATURAL,
-    SWITCH,
-    Kind,
-    frame_size,
-    positive_float,
-)
+from nvfp4.options.kinds import FILE, FOLDER, LOCAL_FILE, NATURAL, SWITCH, Kind, positive_float
 from nvfp4.options.option import Other, all_options, by_name, check_task, option, same_option
 from nvfp4.options.recipe_files import recipe_path
 from nvfp4.options.table import GENERAL, Options
@@ -108,9 +99,8 @@ class CalibrationRun:
         "menu by Export (API), or a PNG that was made by it")
     negative: str = option("", CALIBRATE, Kind(str, "TEXT"), "the negative prompt of all prompts",
         conflicts=[IN_WORKFLOW])
-    size: tuple[int, int, int] | None = option(None, CALIBRATE, Kind(frame_size, "WxHxF"),
-        "width, height and frames (default: what the model is usually used with)",
-        conflicts=[IN_WORKFLOW])
+    size: tuple[int, int, int] | None = same_option(
+        Options, "size", needs=(), conflicts=[IN_WORKFLOW])
     steps: int | None = option(None, CALIBRATE, NATURAL,
         "steps of a run (default: what the model is usually used with)", conflicts=[IN_WORKFLOW])
     cfg: float | None = option(None, CALIBRATE, Kind(positive_float, "X"),

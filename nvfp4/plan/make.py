@@ -292,7 +292,7 @@ def shape_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
     format which does not store them, and for which none that may be chosen stands in.
     """
     shaped, limited = defaultdict(list), defaultdict(list)
-    is_sized = options.target_size or options.target_ratio
+    is_sized = options.is_sized
     for plan in plans:
         if plan.is_layer and plan.reason.kind is Why.SHAPE:
             shaped[plan.precision].append(plan.ref.layer)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nvfp4.asking.answers import Answer
+from nvfp4.fit import Stage, stage_data
 from nvfp4.formats.floats import HALF
 from nvfp4.layout import bytes_in_output, planned_tensors
 from nvfp4.notes import by_rank
@@ -42,7 +43,8 @@ class Report:
     the file was made, and sizes are those of files in bytes, headers included. `damage` is
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
     --w4a4-share and --target-size found, empty without them, and `size_error` the mean error of
-    what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked.
+    what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked; `stage`
+    is what the card of --fit holds, None without it.
     `notes` have ranks (see `notes`), and `problems` are what a run would refuse, found by a dry
     run. `seconds` is how long all of it took, and `device` what encoded: "cpu (2 cores)", or the
     name of a GPU.
@@ -59,6 +61,7 @@ class Report:
     sizes: tuple[SizePoint, ...] = ()
     size_error: float = 0.0
     asked: Answer | None = None
+    stage: Stage | None = None
     problems: tuple[str, ...] = ()
     seconds: float = 0.0
     device: str = ""
@@ -159,6 +162,7 @@ def summary_data(report: Report) -> dict:
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
         "size_error": report.size_error if report.sizes else None,
+        "fit": stage_data(report.stage, report.output_bytes) if report.stage else None,
     }
 
 

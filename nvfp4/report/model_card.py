@@ -304,7 +304,7 @@ def chosen_by(card: CardFacts) -> str:
     options = card.report.options
     if options.gguf:
         return f"Formats follow the types of a GGUF: {source_told(options.gguf)}."
-    if options.target_size or options.target_ratio:
+    if options.is_sized:
         return "Formats were chosen for the file's size, by each layer's measured error."
     if options.layer_config:
         return f"Formats are those of a layer config: {as_code(options.layer_config.name)}."

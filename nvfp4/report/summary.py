@@ -17,6 +17,7 @@ from nvfp4.asking.answers import NOT_ASKED
 from nvfp4.errors import examples, gigabytes, in_number, percentage
 from nvfp4.families import TRANSFORMER_BLOCKS
 from nvfp4.files import full_path
+from nvfp4.fit import memory_told
 from nvfp4.model import bare
 from nvfp4.notes import by_rank
 from nvfp4.numeric.damage import Damage
@@ -302,6 +303,7 @@ def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
         ("size", [f"{gigabytes(size)}, exactly {size:,} bytes, {source}"]),
         ("time", [f"{spent(report.seconds)}{on}" if is_timed else ""]),
         ("checked", [data["checked"]]),
+        ("memory", [memory_told(report.stage, size) if report.stage else ""]),
         ("layers", [render_layers(report)]),
         ("goal", [told_goal(options)]),
     ]

@@ -73,12 +73,17 @@ class Reach(NamedTuple):
 
 
 def plan_for_size(
-    options: Options, model: Model, planner: Callable[..., Plan], ranks: Ranks
+    options: Options,
+    model: Model,
+    planner: Callable[..., Plan],
+    ranks: Ranks,
+    is_capped: bool = False,
 ) -> SizedPlan | None:
     """Choose precisions for --target-size by error, from those that `planner` begins with.
 
-    `planner` makes a plan of options and of {layer: precision}. What float16 cannot hold is
-    float32 in the plan that comes back. None without a target; raises ConvertError for one that
+    `planner` makes a plan of options and of {layer: precision}. is_capped: whether the target is
+    met by the best of all formats, and not refused. What float16 cannot hold is float32 in the plan
+    that comes back. None without a target; raises ConvertError for one that
     cannot be reached.
     """
     if not options.target(model):
@@ -88,11 +93,11 @@ def plan_for_size(
     # What other options will add once the precisions are settled is left free now.
     target = options.target(model) - reserved(options, plans)
     # A target that is out of reach is told from the headers alone, as reading may take an hour.
-    candidates, fixed = reachable(options, model, planner)
+    candidates, fixed = reachable(options, model, planner, is_capped=is_capped)
     # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
     if widened:
-        candidates, fixed = reachable(options, model, planner, widened)
+        candidates, fixed = reachable(options, model, planner, widened, is_capped)
     work = work_by_weight(plans)
     least = least_fp4(options, plans, candidates, work)
     measured = measure_alternatives(options, candidates, ranks, work)
@@ -192,19 +197,20 @@ def reachable(
     model: Model,
     planner: Callable[..., Plan],
     widened: frozenset[str] = frozenset(),
+    is_capped: bool = False,
 ) -> tuple[dict[str, list[TensorPlan]], int]:
     """List what each open layer could be, as `list_candidates` does, and what all else takes.
 
     The second result is the bytes of the file without its open layers. Raises ConvertError where
-    the smallest file is larger than the target, where the largest is not, and where no layer is
-    open to a choice.
+    the smallest file is larger than the target, where the largest is not, unless `is_capped`, and
+    where no layer is open to a choice.
     """
     reach, wanted = reach_of(options, model, planner, widened), options.target(model)
     if not reach.candidates and reach.least <= wanted:
         raise ConvertError(f"{TARGET}: no layer is left: other options decide for all")
     if reach.least > wanted:
         raise too_small(options, model, planner, reach.least)
-    if reach.most <= wanted:
+    if reach.most <= wanted and not is_capped:
         largest = max(rows[-1].precision for rows in reach.candidates.values())
         form = f"in {largest}" if largest.is_quantised else "unquantised"
         raise ConvertError(

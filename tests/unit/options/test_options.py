@@ -43,6 +43,7 @@ VALUES = {
     "SHARE": "0.5", "N": "3", "BITS": "5", "P": "90", "X": "3", "STD": "3", "CV": "3",
     "SCALE": "0.5", "DIR": "ComfyUI", "{auto,cpu,cuda,cuda:N}": "cpu",
     "LIST": "nvfp4,16bit", "RECIPE": __file__, "TEXT": "a text", "WxHxF": "64x64x5",
+    "MEMORY": "16GB",
 }  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def told(capsys, *words):
 
 
 def test_every_shipped_recipe_is_a_documented_line():
-    assert [path.stem for path in shipped_recipes()] == sorted(LINES)
+    lines = [path.stem for path in shipped_recipes() if not path.stem.startswith("pipeline-")]
+    assert lines == sorted(LINES)
     for name, line in LINES.items():
         options = parse_options([*PLACES, "--recipe-file", name])
         assert options == parse_options([*PLACES, *shlex.split(line)])
@@ -75,7 +76,11 @@ def test_the_recipes_are_listed_with_what_they_need(capsys, monkeypatch):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for path in shipped_recipes():
-        assert f"{path.stem}:\n  Wan 2.2" in text
+        assert f"{path.stem}:\n  " in text
+        if path.stem.startswith("pipeline-"):
+            place = "FOLDER OUTPUT_FOLDER --recipe-file"
+            assert f"  python convert_nvfp4.py {place} {path.stem} --fit " in text
+            continue
         # A line to paste: whole, and with the program before it.
         command = f"  python convert_nvfp4.py SOURCE OUTPUT --recipe-file {path.stem} --gguf "
         assert command in text
@@ -210,7 +215,7 @@ def test_a_problem_with_options_of_a_recipe_names_it(capsys):
     sentence += " (with the options of wan22-ti2v-5b.toml)"
     assert told(capsys, "a", "--recipe-file", "wan22-ti2v-5b") == sentence
     assert told(capsys, "a", "--recipe-file", "wan22").startswith(
-        "argument --recipe-file: no file wan22.toml, neither as given nor in recipes/: wan22-cal"
+        "argument --recipe-file: no file wan22.toml, neither as given nor in recipes/: pipeline-"
     )
 
 
