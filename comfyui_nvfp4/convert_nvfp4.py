@@ -703,6 +703,7 @@ import argparse
 import dataclasses
 import fnmatch
 import functools
+import glob
 import hashlib
 import importlib
 import importlib.util
@@ -3289,6 +3290,20 @@ def size_in_bytes(given: str | int) -> int:
     return size
 
 
+def card_memory(given: str | int) -> int:
+    """Read the memory of a card, 16GB or 16, and return bytes; a number of Python is bytes.
+
+    Cards are sold by GiB and say GB, so that both mean 1024 ** 3.
+    """
+    found = re.fullmatch(r"(\d{1,4}(?:\.\d{1,3})?) ?(?:G(?:i?B)?)?", str(given), re.IGNORECASE)
+    size = round(float(found[1]) * 1024**3) if found else 0
+    if not isinstance(given, str):
+        size = int(real_number(given))
+    if not 1024**3 <= size <= 1024**4:
+        raise argparse.ArgumentTypeError(f"{given!r} is no card's memory like 16GB")
+    return size
+
+
 def on_or_off(given: bool) -> bool:
     """Check a switch's value; the command line has no text for it."""
     if given not in (True, False):
@@ -3370,6 +3385,7 @@ SUMMARY = Kind(partial(shipped_path, folder="calib"), "FILE")
 LAYER_LIST = Kind(partial(shipped_path, folder="sensitive_layers"), "FILE")
 REGEXES = Kind(pattern, "REGEX", repeatable=True)
 NATURAL = Kind(natural, "N")
+CARD_MEMORY = Kind(card_memory, "MEMORY")
 SIZE = Kind(size_in_bytes, "SIZE")
 SHARE = Kind(fraction, "SHARE")
 
@@ -5381,8 +5397,9 @@ def titles(words: list[str]) -> str:
 
 # The folder beside this script whose files may be given by their names alone.
 RECIPE_FOLDER = "recipes"
-# The table that a recipe of several models repeats.
-MODEL_TABLE = "model"
+# The tables that a recipe of several models repeats, in the order in which ComfyUI uses what they
+# name. All have the same keys: what a file is, the file itself tells.
+MODEL_TABLES = ("text-encoder", "model", "vae")
 # A recipe is a page of text: larger files are none.
 LARGEST_RECIPE = 1_000_000
 
@@ -5418,16 +5435,18 @@ def render_recipes(program: str) -> str:
 
 
 def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:
-    """Read a recipe file, and return {flag: value} for each of its models; one without [[model]].
+    """Read a recipe file, and return {flag: value} for each of its models; one without tables.
 
     rows: of the options that it may give. Paths in it are relative to it. Raises ConvertError with
     a line for each mistake.
     """
     whole = parse_recipe(path)
-    models = whole.pop(MODEL_TABLE, [{}])
-    is_list = isinstance(models, list) and models
-    if not is_list or not all(isinstance(one, dict) for one in models):
-        raise ConvertError(f"{path}: {MODEL_TABLE} is not [[{MODEL_TABLE}]], a table for each")
+    tables = {name: whole.pop(name) for name in MODEL_TABLES if name in whole}
+    for name, models in tables.items():
+        is_list = isinstance(models, list) and models
+        if not is_list or not all(isinstance(one, dict) for one in models):
+            raise ConvertError(f"{path}: {name} is not [[{name}]], a table for each")
+    models = [one for several in tables.values() for one in several] or [{}]
     reader = RecipeReader(path, rows)
     common = reader.options_in(whole)
     found = [overridden(rows, common, reader.options_in(model)) for model in models]
@@ -5477,6 +5496,34 @@ def toml_reader(path: Path) -> object:
         raise ConvertError(
             f"{path}: Python 3.10 reads TOML with tomli: python -m pip install tomli"
         ) from None
+
+
+def located(
+    recipe: Path, models: Iterable[dict[str, object]], folder: Path | None
+) -> list[dict[str, object]]:
+    """Find the sources of a recipe's models by their names: {flag: value} of each, with its source.
+
+    folder: where they are, in it or up to two folders deeper, as in ComfyUI's models/; None for
+    beside the recipe as they are given, or for a recipe that comes with the program in the current
+    folder. Raises ConvertError with a line for each that is not there.
+    """
+    found, problems = [], []
+    is_shipped = recipe.parent == HERE / RECIPE_FOLDER
+    for model in models:
+        source = model.get("SOURCE")
+        if source is None or virtual_path(source) or (folder is None and not is_shipped):
+            found.append(model)
+            continue
+        place = folder or Path()
+        ways = (f"{deeper}{glob.escape(source.name)}" for deeper in ("", "*/", "*/*/"))
+        there = next(filter(None, (sorted(place.glob(way)) for way in ways)), [])
+        if len(there) != 1:
+            several = f"; which of {', '.join(map(str, there))}?" if there else ""
+            problems.append(f"{recipe}: no {source.name} in {place.resolve()}{several}")
+        found.append(model | {"SOURCE": there[0]} if there else model)
+    if problems:
+        raise ConvertError(*problems)
+    return found
 
 
 def overridden(
@@ -6903,6 +6950,11 @@ class DerivedOptions:
         return self.target_size or int((self.target_ratio or 0) * model.nbytes)
 
     @property
+    def is_sized(self) -> bool:
+        """Tell whether a size of OUTPUT decides on formats, given or by --fit."""
+        return bool(self.target_size or self.target_ratio or self.fit)
+
+    @property
     def expanded(self) -> dict[str, str]:
         """Tell which options --goal stands for: {flag: value as one types it}; {} without."""
         values = GOALS[self.goal].values if self.goal else {}
@@ -7014,7 +7066,7 @@ def format_word(options: Any) -> str:
     layer by layer; else the format that most layers get: the recipe's, or the smallest of --formats
     or --card.
     """
-    if options.gguf or options.layer_config or options.target_size or options.target_ratio:
+    if options.gguf or options.layer_config or options.is_sized:
         return "mixed"
     return RECIPES[options.recipe].format or options.allowed[0]
 
@@ -7166,7 +7218,7 @@ class Options(DerivedOptions):
         check=goal_does_something, trace=False,
         conflicts=[Other("--gguf", why=", whose types choose: see --use-int8 and "
                          "--gguf-nvfp4-max-bitdepth"),
-                   "--recipe", "--target-size", "--target-ratio"],
+                   "--recipe", "--target-size", "--target-ratio", "--fit"],
         everyday="speed, balanced or quality, in one word")
     recipe: str = option("mixed", GENERAL, Kind(choices=tuple(RECIPES)),
         "one format for every layer that would be NVFP4: fp8, int8 or w4a8; scaled-fp8 is FP8 in "
@@ -7261,10 +7313,21 @@ class Options(DerivedOptions):
         everyday="choose precisions for a file of this size: 8GB")
     target_ratio: float | None = option(None, PRECISION, SHARE,
         "the same, as a share of the source's size: 0.35")
+    # It stands for a size, which is settled once the source is read, and which the header tells.
+    fit: int | None = option(None, PRECISION, CARD_MEMORY,
+        "choose precisions, as --target-size does, so that ComfyUI holds the whole file on a card "
+        "of this memory beside what it reserves for --size: 16GB; several models, text encoders "
+        "and VAEs in one call are a pipeline, each with the card to itself",
+        conflicts=["--target-size", "--target-ratio", "--output-sharded"], trace=False,
+        everyday="choose precisions for a card's memory: 16GB")
+    size: tuple[int, int, int] | None = option(None, PRECISION, Kind(frame_size, "WxHxF"),
+        "width, height and frames that you sample, for --fit and --calibrate (default: what the "
+        "model is usually used with)",
+        needs=["--fit"], trace=False)
     fp4_share: float | None = option(None, PRECISION, SHARE,
-        "the share of the multiply work that --target-size keeps in W4A4, which is fastest on "
-        "Blackwell: 0.5",
-        needs=["--target-size", "--target-ratio"], conflicts=["--w4a4-share"])
+        "the share of the multiply work that --target-size and --fit keep in W4A4, which is "
+        "fastest on Blackwell: 0.5",
+        needs=["--target-size", "--target-ratio", "--fit"], conflicts=["--w4a4-share"])
     formats: tuple[str, ...] | None = option(None, PRECISION, Kind(format_words, "LIST"),
         "the formats that presets and --target-size may choose from; without nvfp4 the smallest "
         "of them takes its place, also beside a GGUF: "
@@ -7497,9 +7560,8 @@ class CalibrationRun:
         "menu by Export (API), or a PNG that was made by it")
     negative: str = option("", CALIBRATE, Kind(str, "TEXT"), "the negative prompt of all prompts",
         conflicts=[IN_WORKFLOW])
-    size: tuple[int, int, int] | None = option(None, CALIBRATE, Kind(frame_size, "WxHxF"),
-        "width, height and frames (default: what the model is usually used with)",
-        conflicts=[IN_WORKFLOW])
+    size: tuple[int, int, int] | None = same_option(
+        Options, "size", needs=(), conflicts=[IN_WORKFLOW])
     steps: int | None = option(None, CALIBRATE, NATURAL,
         "steps of a run (default: what the model is usually used with)", conflicts=[IN_WORKFLOW])
     cfg: float | None = option(None, CALIBRATE, Kind(positive_float, "X"),
@@ -8258,6 +8320,9 @@ def parse_tasks(
         parser.error(goes_with(rows))
     try:
         known = read_recipe(recipe, rows) if recipe else [{}]
+        if recipe:
+            folder = given.pop("SOURCE") if names_folder(given, known) else None
+            known = located(recipe, known, folder)
     except ConvertError as error:
         parser.refuse_all(error.problems)
     try:
@@ -8325,6 +8390,13 @@ def refuse(problems: Iterable[str]) -> None:
         raise ConvertError(problem)
 
 
+def names_folder(given: dict[str, object], recipe: list[dict[str, object]]) -> bool:
+    """Tell whether SOURCE is the folder that the models of a recipe are looked for in."""
+    source = given.get("SOURCE")
+    has_names = len(recipe) > 1 and all("SOURCE" in model for model in recipe)
+    return has_names and source is not None and source.is_dir()
+
+
 def lacking_gguf(rows: list[Option], given: dict[str, object]) -> str:
     """Say that a recipe's options follow a GGUF which is not given; "" where none does."""
     follows = any(
@@ -8354,7 +8426,10 @@ def each_model(
     """
     *more, output = given.get("OUTPUT") or [None]
     if len(recipe) > 1 and "SOURCE" in given:
-        raise ConvertError("the recipe names its models itself; leave SOURCE and OUTPUT out")
+        raise ConvertError(
+            "the recipe names its models itself; leave SOURCE and OUTPUT out, or give the folder "
+            "that they are in as SOURCE"
+        )
     if more and isinstance(output, VirtualPath):
         raise ConvertError(f"of several models, the last place is a folder on a disk: {output}")
     if more and not output.is_dir() and (output.exists() or "--make-folder" not in given):
@@ -17356,11 +17431,13 @@ def encoder_lines(statistics: Path, task: CalibrationRun) -> Iterator[str]:
     yield from written_lines(statistics, encoder)
 
 
+import enum
 from collections.abc import Container, Set
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from html import escape
+from math import prod
 from statistics import median
 from subprocess import Popen
 
@@ -19870,6 +19947,481 @@ def float16_overflows(plans: Iterable[TensorPlan], options: Options) -> frozense
                 found.add(piece.plan.ref.name)
             bar.update(piece.nbytes, printable(piece.plan.ref.name))
     return frozenset(found)
+
+
+# ── nvfp4/comfy_memory.py: What ComfyUI reserves on a card while it samples and decodes: tables of 
+
+# The ComfyUI that the figures are of; where they differ, those of the last one.
+MEMORY_VERSIONS = ("0.29.0", "0.33.0", "0.38.1")
+# (family, variant, width of its layers, a tensor that others of the same lack, ComfyUI's
+# class, memory_usage_factor, pixels and frames for each place of the latent, whether it
+# is a video): comfy/supported_models.py and comfy/latent_formats.py.
+SAMPLING_ROWS = (
+    ("anima", "", 2048, "", "Anima", 0.95, 8, 4, True),
+    ("chroma", "", 3072, "img_in.bias", "Chroma", 3.2, 8, 1, False),
+    ("chroma", "", 3072, "img_in_patch.bias", "ChromaRadiance", 0.044, 1, 1, False),
+    ("cogvideox", "I2V", 3072, "", "CogVideoX_I2V", 2.0, 8, 4, True),
+    ("cogvideox", "T2V", 1920, "", "CogVideoX_T2V", 2.0, 8, 4, True),
+    ("cogvideox", "T2V", 3072, "", "CogVideoX_T2V", 2.0, 8, 4, True),
+    ("cogvideox", "inpaint", 3072, "", "CogVideoX_Inpaint", 2.0, 8, 4, True),
+    ("cosmos", "", 4096, "", "CosmosT2V", 1.6, 8, 8, True),
+    ("cosmos", "", 5120, "", "CosmosT2V", 1.6, 8, 8, True),
+    ("cosmos", "I2V", 4096, "", "CosmosI2V", 1.6, 8, 8, True),
+    ("cosmos-predict2", "", 2048, "", "CosmosT2IPredict2", 0.95, 8, 4, True),
+    ("cosmos-predict2", "", 5120, "", "CosmosT2IPredict2", 2.375, 8, 4, True),
+    ("cosmos-predict2", "I2V", 2048, "", "CosmosI2VPredict2", 0.95, 8, 4, True),
+    ("cosmos-predict2", "I2V", 5120, "", "CosmosI2VPredict2", 2.375, 8, 4, True),
+    ("flux", "dev", 3072, "", "Flux", 3.1, 8, 1, False),
+    ("flux", "schnell", 3072, "", "FluxSchnell", 3.1, 8, 1, False),
+    ("flux2", "", 3072, "", "Flux2", 14.628571, 16, 1, False),
+    ("flux2", "", 4096, "", "Flux2", 19.504762, 16, 1, False),
+    ("flux2", "", 6144, "", "Flux2", 29.257143, 16, 1, False),
+    ("hunyuan-video", "", 3072, "", "HunyuanVideo", 1.8, 8, 4, True),
+    ("hunyuan-video", "1.5", 2048, "", "HunyuanVideo15", 4.0, 16, 4, True),
+    ("hunyuan-video", "I2V", 3072, "", "HunyuanVideoI2V", 1.8, 8, 4, True),
+    ("hunyuan-video", "Image 2.1", 3584, "", "HunyuanImage21", 8.7, 32, 1, False),
+    ("hunyuan-video", "Skyreels I2V", 3072, "", "HunyuanVideoSkyreelsI2V", 1.8, 8, 4, True),
+    ("kandinsky5", "Image", 2560, "", "Kandinsky5Image", 1.25, 8, 1, False),
+    ("kandinsky5", "Video Lite", 1792, "", "Kandinsky5", 1.25, 8, 4, True),
+    ("kandinsky5", "Video Pro", 4096, "", "Kandinsky5", 1.25, 8, 4, True),
+    ("kandinsky6", "Lite", 1792, "", "Kandinsky6", 1.25, 8, 4, True),
+    ("kandinsky6", "Pro", 4096, "", "Kandinsky6", 1.25, 8, 4, True),
+    ("ltx-video", "", 2048, "", "LTXV", 5.5, 32, 8, True),
+    ("ltx-video", "", 4096, "", "LTXV", 11.0, 32, 8, True),
+    ("ltx2", "", 2048, "", "LTXAV", 16.5, 32, 8, True),
+    ("ltx2", "2.3", 2048, "", "LTXAV", 16.5, 32, 8, True),
+    ("ltx2", "2.5", 2048, "", "LTXAV", 16.5, 32, 8, True),
+    ("lumina2", "", 2304, "", "Lumina2", 1.4, 8, 1, False),
+    ("minimax-h3", "", 5376, "", "MiniMaxH3", 0.114, 16, 4, True),
+    ("minimax-h3", "pruned", 5376, "", "MiniMaxH3", 0.114, 16, 4, True),
+    ("mochi", "", 3072, "", "GenmoMochi", 2.0, 8, 6, True),
+    ("qwen-image", "", 3072, "", "QwenImage", 1.8, 8, 4, True),
+    ("qwen-image", "Edit 2511", 3072, "", "QwenImage", 1.8, 8, 4, True),
+    ("qwen-image", "Layered", 3072, "", "QwenImage", 1.8, 8, 4, True),
+    ("seedvr2", "", 2560, "", "SeedVR2", 2.0, 8, 1, True),
+    ("seedvr2", "", 3072, "", "SeedVR2", 2.0, 8, 1, True),
+    ("wan", "Animate", 5120, "", "WAN22_Animate", 2.30423, 8, 4, True),
+    ("wan", "Dancer", 5120, "", "WAN22_WanDancer", 1.8, 8, 4, True),
+    ("wan", "Fun Control", 5120, "", "WAN21_T2V", 2.30423, 8, 4, True),
+    ("wan", "HuMo", 5120, "", "WAN21_HuMo", 2.30423, 8, 4, True),
+    ("wan", "I2V", 5120, "", "WAN21_I2V", 2.30423, 8, 4, True),
+    ("wan", "S2V", 5120, "", "WAN22_S2V", 2.30423, 8, 4, True),
+    ("wan", "SCAIL", 5120, "", "WAN21_SCAIL", 2.30423, 8, 4, True),
+    ("wan", "SCAIL-2", 5120, "", "WAN21_SCAIL2", 2.30423, 8, 4, True),
+    ("wan", "T2V", 1536, "", "WAN21_T2V", 0.691269, 8, 4, True),
+    ("wan", "T2V", 5120, "", "WAN21_T2V", 2.30423, 8, 4, True),
+    ("wan", "TI2V", 3072, "", "WAN22_T2V", 1.382538, 16, 4, True),
+    ("wan", "VACE", 1536, "", "WAN21_Vace", 0.829523, 8, 4, True),
+    ("wan", "VACE", 5120, "", "WAN21_Vace", 2.765077, 8, 4, True),
+    ("wan", "camera", 5120, "", "WAN21_Camera", 2.30423, 8, 4, True),
+    ("z-image", "", 3840, "final_layer.linear.bias", "ZImage", 2.8, 8, 1, False),
+    ("z-image", "", 3840, "dec_net.cond_embed.bias", "ZImagePixelSpace", 0.03, 1, 1, False),
+)
+# (VAE, lines of a header that tell it, pixels and frames for each place, whether it is a
+# video, its 16-bit dtypes, ((latent frames, bytes for a place and a byte of the dtype,
+# more for each further frame), ...)): comfy/sd.py, memory_used_decode.
+DECODING_ROWS = (
+    (
+        "LTX-Video",
+        ("decoder\\.up_blocks\\.0\\.res_blocks\\.0\\.conv1\\.conv\\.weight ",),
+        32,
+        8,
+        True,
+        ("bfloat16",),
+        ((1, 614400.0, 614400.0),),
+    ),
+    (
+        "HunyuanImage 2.1",
+        ("decoder\\.conv_in\\.weight \\[\\d+, 64, ",),
+        32,
+        1,
+        False,
+        ("float16", "bfloat16"),
+        ((1, 716800.0, 0.0),),
+    ),
+    (
+        "Flux 2",
+        ("decoder\\.conv_in\\.weight \\[\\d+, 32, ", "bn\\.running_mean "),
+        16,
+        1,
+        False,
+        ("bfloat16",),
+        ((1, 557568.0, 0.0),),
+    ),
+    (
+        "Flux",
+        ("decoder\\.conv_in\\.weight \\[\\d+, 16, \\d+, \\d+\\]",),
+        8,
+        1,
+        False,
+        ("bfloat16",),
+        ((1, 139392.0, 0.0),),
+    ),
+    (
+        "Stable Diffusion",
+        ("decoder\\.conv_in\\.weight \\[\\d+, 4, \\d+, \\d+\\]",),
+        8,
+        1,
+        False,
+        ("bfloat16",),
+        ((1, 139392.0, 0.0),),
+    ),
+    (
+        "Hunyuan Video 1.5",
+        ("decoder\\.conv_in\\.conv\\.weight \\[\\d+, 32, ",),
+        16,
+        4,
+        True,
+        ("float16", "bfloat16"),
+        ((1, 3686400.0, 0.0),),
+    ),
+    (
+        "Hunyuan Video",
+        ("decoder\\.conv_in\\.conv\\.weight \\[\\d+, 16, ", "post_quant_conv\\.weight "),
+        8,
+        4,
+        True,
+        ("bfloat16", "float16"),
+        ((1, 179200.0, 0.0), (2, 896000.0, 0.0), (3, 1433600.0, 0.0)),
+    ),
+    (
+        "Wan 2.2 TI2V",
+        (
+            "decoder\\.middle\\.0\\.residual\\.0\\.gamma ",
+            "decoder\\.upsamples\\.0\\.upsamples\\.0\\.residual\\.2\\.weight ",
+        ),
+        16,
+        4,
+        True,
+        ("bfloat16", "float16"),
+        ((1, 2048000.0, 0.0),),
+    ),
+    (
+        "Wan 2.1 and Qwen-Image",
+        ("decoder\\.middle\\.0\\.residual\\.0\\.gamma ", "encoder\\.conv1\\.weight "),
+        8,
+        4,
+        True,
+        ("bfloat16", "float16"),
+        ((1, 140800.0, 0.0), (5, 448000.0, 0.0)),
+    ),
+)
+
+
+# ── nvfp4/fit/estimate.py: Estimate what ComfyUI needs on a card in each stage, by its own rules: p
+
+MIB, GIB = 1 << 20, 1 << 30
+# What ComfyUI leaves free for other programs, on Windows, where it is more than elsewhere, and on
+# cards of more memory (comfy/model_management.py, EXTRA_RESERVED_VRAM); --reserve-vram changes it.
+RESERVE, RESERVE_MORE, LARGE_CARD = 600 * MIB, 100 * MIB, 15 * GIB
+# What it keeps free at least for activations (comfy/model_management.py, minimum_inference_memory).
+LEAST_ACTIVATIONS = round(0.8 * GIB)
+# What CUDA and torch held by themselves, beside all tensors, on an H200 (docs/pipelines.md).
+CONTEXT = 700 * MIB
+# Bytes of activations for each place of the latent, each byte of the dtype and each unit of
+# memory_usage_factor (comfy/model_base.py, memory_required, where attention is memory-efficient).
+PLACE_BYTES = 0.01 * MIB
+# Activations are 16-bit.
+HALF_BYTES = 2
+# Bytes that a second moves to the card over PCIe 4.0 x16, the most that the standard allows.
+PCIE_RATE = 31.5e9
+# Frames are made smaller before width and height, as long as this many are left.
+LEAST_FRAMES = 25
+# Width and height are told in multiples of so many pixels, which every model takes.
+SIDE_STEP = 32
+# Where the figures come from, for reports.
+RULES = f"ComfyUI {MEMORY_VERSIONS[-1]}'s own rules"
+
+# Width, height and frames.
+FrameSize = tuple[int, int, int]
+
+
+class StageKind(enum.Enum):
+    """Say what ComfyUI does while a part is on the card."""
+
+    ENCODES = "text encoder"
+    SAMPLES = "model"
+    DECODES = "VAE"
+
+
+class SamplingNeed(NamedTuple):
+    """Hold a row of SAMPLING_ROWS: what a model's class says of its activations.
+
+    told_by: a tensor that others of the same family, variant and width lack; "" where there are
+    none. factor: memory_usage_factor. space, time: pixels and frames for each place of the latent.
+    """
+
+    family: str
+    variant: str
+    width: int
+    told_by: str
+    comfy_class: str
+    factor: float
+    space: int
+    time: int
+    is_video: bool
+
+    def places(self, size: FrameSize) -> int:
+        """Count the places of the latent of a picture or a video."""
+        width, height, frames = size
+        return (width // self.space) * (height // self.space) * (-(-(frames - 1) // self.time) + 1)
+
+
+class DecodingNeed(NamedTuple):
+    """Hold a row of DECODING_ROWS: what a VAE needs to decode a latent.
+
+    keys: lines of a header that tell the VAE. halves: its 16-bit dtypes, the first that a card has
+    is taken. steps: (latent frames, bytes for a place and a byte of the dtype, more for each frame
+    beyond these), by frames.
+    """
+
+    title: str
+    keys: tuple[str, ...]
+    space: int
+    time: int
+    is_video: bool
+    halves: tuple[str, ...]
+    steps: tuple[tuple[int, float, float], ...]
+
+    def needs(self, size: FrameSize, item: int) -> int:
+        """Estimate the bytes of decoding; item: bytes of a number, 2 or 4."""
+        width, height, frames = size
+        latent = -(-(frames - 1) // self.time) + 1 if self.is_video else 1
+        first, value, slope = next(step for step in reversed(self.steps) if step[0] <= latent)
+        places = (width // self.space) * (height // self.space)
+        return round(places * (value + slope * (latent - first)) * item)
+
+
+SAMPLING = tuple(SamplingNeed(*row) for row in SAMPLING_ROWS)
+DECODING = tuple(DecodingNeed(*row) for row in DECODING_ROWS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Hold what one part of a pipeline needs on a card besides its weights, in bytes.
+
+    card: the card's memory. activations: what ComfyUI estimates; why: where that is from. size: of
+    what is sampled or decoded; None for text. beside: bytes of the file that are not on the card in
+    this stage, such as the VAE of a checkpoint.
+    """
+
+    kind: StageKind
+    card: int
+    activations: int
+    size: FrameSize | None
+    beside: int = 0
+    why: str = ""
+
+    @property
+    def reserve(self) -> int:
+        """Count the bytes that ComfyUI leaves free, and those of CUDA and torch."""
+        return RESERVE + RESERVE_MORE * (self.card > LARGE_CARD) + CONTEXT
+
+    @property
+    def budget(self) -> int:
+        """Count the bytes that are left for the weights of the part; below 0 where none are."""
+        return self.card - self.activations - self.reserve
+
+    @property
+    def told(self) -> str:
+        """Say what the card's memory goes to besides weights, to follow "where"."""
+        return (
+            f"a card of {card_told(self.card)} with {gigabytes(self.activations)} of activations "
+            f"({frames_told(self.size)}) and {gigabytes(self.reserve)} of reserve"
+        )
+
+    def left(self, nbytes: int) -> int:
+        """Count the bytes of the card that a file of so many bytes leaves free."""
+        return self.budget - (nbytes - self.beside)
+
+
+def activations_of(row: SamplingNeed, width: int, size: FrameSize) -> int:
+    """Estimate what sampling takes besides weights, in bytes, by ComfyUI's formula.
+
+    A width that no row has is taken in proportion, as ComfyUI's own factors are.
+    """
+    factor = row.factor * (width / row.width if row.width else 1)
+    needs = row.places(size) * HALF_BYTES * PLACE_BYTES * factor
+    return max(LEAST_ACTIVATIONS, math.ceil(needs))
+
+
+def card_told(card: int) -> str:
+    """Write a card's memory as cards are sold: "16 GB" for 16 GiB."""
+    return f"{round(card / GIB, 2):g} GB"
+
+
+def frames_told(size: FrameSize | None) -> str:
+    """Write a size as it is typed: "832x480x81", of one frame "1024x1024"."""
+    if size is None:
+        return "text"
+    return "x".join(map(str, size[: 2 if size[2] == 1 else 3]))
+
+
+def memory_told(stage: Stage, nbytes: int) -> str:
+    """Say in one line what a card's memory goes to, by estimate.
+
+    nbytes: of the file that is written.
+    """
+    weights, left = gigabytes(nbytes - stage.beside), stage.left(nbytes)
+    of_what = f"activations ({frames_told(stage.size)})"
+    room = f"{gigabytes(left)} left" if left >= 0 else f"{gigabytes(-left)} too much"
+    return (
+        f"of {gigabytes(stage.card)} (a card of {card_told(stage.card)}): {weights} weights, "
+        f"{gigabytes(stage.activations)} {of_what}, {gigabytes(stage.reserve)} reserve, {room} "
+        f"(estimate by {RULES})"
+    )
+
+
+def offloaded(nbytes: int) -> str:
+    """Say what it costs where so many bytes of a part do not fit on the card."""
+    seconds = nbytes / PCIE_RATE
+    return (
+        f"ComfyUI moves {gigabytes(nbytes)} to the card in every step (at least {seconds:.1f} s "
+        "over PCIe 4.0 x16)"
+    )
+
+
+def smaller_size(stage: Stage, weights: int) -> str:
+    """Name a size whose activations leave room for so many bytes of weights; "" where none does.
+
+    Frames are given up first, as far as LEAST_FRAMES, then width and height.
+    """
+    room = stage.card - stage.reserve - weights
+    if stage.size is None or room < LEAST_ACTIVATIONS:
+        return ""
+    width, height, frames = stage.size
+    share = room / stage.activations
+    fewer = int(frames * share * 0.97 - 1) // 4 * 4 + 1
+    if fewer >= LEAST_FRAMES:
+        return frames_told((width, height, fewer))
+    side = math.sqrt(share * 0.97)
+    smaller = (int(one * side) // SIDE_STEP * SIDE_STEP for one in (width, height))
+    return frames_told((*smaller, frames))
+
+
+def stage_data(stage: Stage, nbytes: int) -> dict[str, object]:
+    """Make a stage JSON-ready, in bytes; nbytes: of the file that is on the card in it."""
+    return {
+        "part": stage.kind.value,
+        "card": stage.card,
+        "weights": nbytes - stage.beside,
+        "activations": stage.activations,
+        "reserve": stage.reserve,
+        "left": stage.left(nbytes),
+        "size": frames_told(stage.size),
+        "why": stage.why,
+    }
+
+
+# ── nvfp4/fit/needs.py: Find what a file is in a pipeline, and estimate its stage on a card ───────
+
+# What is sampled where --size says nothing: as documented workflows do, see `calibrate.recipes`.
+IMAGE_SIZE: FrameSize = (1024, 1024, 1)
+USUAL_SIZES: dict[tuple[str, str], FrameSize] = {
+    ("wan", ""): (832, 480, 81),
+    ("wan", "TI2V"): (1280, 704, 121),
+    ("ltx2", ""): (768, 512, 97),
+    ("ltx-video", ""): (768, 512, 97),
+    ("hunyuan-video", ""): (848, 480, 25),
+    ("cosmos-predict2", ""): (848, 480, 93),
+}
+
+
+def width_of(model: Model) -> int:
+    """Return how wide a model's layers are: the columns that most of its linear layers have."""
+    counts = Counter(ref.shape[1] for ref in model.linear_weights)
+    return max(counts, key=lambda columns: (counts[columns], columns), default=0)
+
+
+def need_of(model: Model) -> SamplingNeed | None:
+    """Find the row of a model's class, that of the nearest width; None for an unknown model."""
+    family, variant = recognise(model)
+    names = {bare(name) for name in model.tensors}
+    width = width_of(model)
+    fitting = [
+        row
+        for row in SAMPLING
+        if row.family == family and (not row.told_by or row.told_by in names)
+    ]
+    return min(
+        fitting,
+        key=lambda row: (row.variant != variant, not row.told_by, abs(row.width - width)),
+        default=None,
+    )
+
+
+def usual_size(model: Model) -> FrameSize:
+    """Tell what a model samples where nobody says it."""
+    family, variant = recognise(model)
+    usual = USUAL_SIZES.get((family, ""), IMAGE_SIZE)
+    return USUAL_SIZES.get((family, variant), usual)
+
+
+def stage_of(options: Options, model: Model) -> Stage:
+    """Estimate what a model or a text encoder needs on the card of --fit besides its weights.
+
+    Raises ConvertError for a model of which ComfyUI's estimate is not known here.
+    """
+    beside = sum(ref.nbytes for ref in model.beside.values())
+    family, _ = recognise(model)
+    if family in ENCODERS:
+        why = f"the least that {RULES} keep free; no class estimates text encoders"
+        return Stage(
+            kind=StageKind.ENCODES, card=options.fit, activations=LEAST_ACTIVATIONS, size=None,
+            beside=beside, why=why,
+        )  # fmt: skip
+    row = need_of(model)
+    if row is None:
+        raise ConvertError(
+            f"{options.source}: --fit knows no estimate of ComfyUI's for this model; give "
+            "--target-size, about the card's memory less a third"
+        )
+    size = options.size or usual_size(model)
+    why = f"{row.comfy_class}: memory_usage_factor {row.factor:g} x {row.places(size)} places"
+    return Stage(
+        kind=StageKind.SAMPLES, card=options.fit,
+        activations=activations_of(row, width_of(model), size),
+        size=size, beside=beside, why=f"{why} of the latent, by {RULES}",
+    )  # fmt: skip
+
+
+def decoding_of(model: Model) -> DecodingNeed | None:
+    """Find the row of a VAE, by its tensors; None for what is no VAE that a row knows."""
+    header = header_text({name: ref.shape for name, ref in model.tensors.items()})
+    for row in DECODING:
+        if all(re.search(rf"^{key}", header, re.MULTILINE) for key in row.keys):
+            return row
+    return None
+
+
+def vae_in(path: Path) -> Model | None:
+    """Read the headers of a file that is a VAE; None for any other, and for what cannot be read."""
+    try:
+        model = open_model(path)
+    except (ConvertError, OSError):
+        return None
+    is_whole = not recognise(model)[0] and not model.quantised
+    return model if is_whole and decoding_of(model) else None
+
+
+def stage_of_vae(options: Options, model: Model, size: FrameSize | None) -> tuple[Stage, int]:
+    """Estimate what a VAE needs to decode on the card, and the bytes of its weights there.
+
+    size: what is decoded; None for what is usual.
+
+    ComfyUI casts a VAE when it loads it, whatever its file has: to the first 16-bit dtype of its
+    class that the card has, else to float32.
+    """
+    row = decoding_of(model)
+    size = size or (USUAL_SIZES["wan", ""] if row.is_video else IMAGE_SIZE)
+    has = ("float16",) if options.card and CARDS[options.card].half == "float16" else row.halves
+    item = HALF_BYTES if {*has} & {*row.halves} else 2 * HALF_BYTES
+    count = sum(prod(ref.shape) for ref in model.tensors.values())
+    stage = Stage(
+        kind=StageKind.DECODES, card=options.fit, activations=row.needs(size, item), size=size,
+        why=f"{row.title}'s memory_used_decode in {8 * item} bits, by {RULES}",
+    )  # fmt: skip
+    return stage, item * count
 
 
 # ── nvfp4/quantisers.py: Recognise models that other programs quantised, by the names of what they 
@@ -22708,7 +23260,7 @@ def shape_notes(options: Options, plans: list[TensorPlan]) -> list[str]:
     format which does not store them, and for which none that may be chosen stands in.
     """
     shaped, limited = defaultdict(list), defaultdict(list)
-    is_sized = options.target_size or options.target_ratio
+    is_sized = options.is_sized
     for plan in plans:
         if plan.is_layer and plan.reason.kind is Why.SHAPE:
             shaped[plan.precision].append(plan.ref.layer)
@@ -25563,12 +26115,17 @@ class Reach(NamedTuple):
 
 
 def plan_for_size(
-    options: Options, model: Model, planner: Callable[..., Plan], ranks: Ranks
+    options: Options,
+    model: Model,
+    planner: Callable[..., Plan],
+    ranks: Ranks,
+    is_capped: bool = False,
 ) -> SizedPlan | None:
     """Choose precisions for --target-size by error, from those that `planner` begins with.
 
-    `planner` makes a plan of options and of {layer: precision}. What float16 cannot hold is
-    float32 in the plan that comes back. None without a target; raises ConvertError for one that
+    `planner` makes a plan of options and of {layer: precision}. is_capped: whether the target is
+    met by the best of all formats, and not refused. What float16 cannot hold is float32 in the plan
+    that comes back. None without a target; raises ConvertError for one that
     cannot be reached.
     """
     if not options.target(model):
@@ -25578,11 +26135,11 @@ def plan_for_size(
     # What other options will add once the precisions are settled is left free now.
     target = options.target(model) - reserved(options, plans)
     # A target that is out of reach is told from the headers alone, as reading may take an hour.
-    candidates, fixed = reachable(options, model, planner)
+    candidates, fixed = reachable(options, model, planner, is_capped=is_capped)
     # Asked once, for all tensors that could be 16-bit, whatever is chosen later.
     widened = wide_halves(options, plans)
     if widened:
-        candidates, fixed = reachable(options, model, planner, widened)
+        candidates, fixed = reachable(options, model, planner, widened, is_capped)
     work = work_by_weight(plans)
     least = least_fp4(options, plans, candidates, work)
     measured = measure_alternatives(options, candidates, ranks, work)
@@ -25682,19 +26239,20 @@ def reachable(
     model: Model,
     planner: Callable[..., Plan],
     widened: frozenset[str] = frozenset(),
+    is_capped: bool = False,
 ) -> tuple[dict[str, list[TensorPlan]], int]:
     """List what each open layer could be, as `list_candidates` does, and what all else takes.
 
     The second result is the bytes of the file without its open layers. Raises ConvertError where
-    the smallest file is larger than the target, where the largest is not, and where no layer is
-    open to a choice.
+    the smallest file is larger than the target, where the largest is not, unless `is_capped`, and
+    where no layer is open to a choice.
     """
     reach, wanted = reach_of(options, model, planner, widened), options.target(model)
     if not reach.candidates and reach.least <= wanted:
         raise ConvertError(f"{TARGET}: no layer is left: other options decide for all")
     if reach.least > wanted:
         raise too_small(options, model, planner, reach.least)
-    if reach.most <= wanted:
+    if reach.most <= wanted and not is_capped:
         largest = max(rows[-1].precision for rows in reach.candidates.values())
         form = f"in {largest}" if largest.is_quantised else "unquantised"
         raise ConvertError(
@@ -25873,7 +26431,8 @@ class Report:
     the file was made, and sizes are those of files in bytes, headers included. `damage` is
     {layer: its error}, empty after a dry run; `curve` and `sizes` are the trade-offs that
     --w4a4-share and --target-size found, empty without them, and `size_error` the mean error of
-    what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked.
+    what --target-size chose. `asked` is what a ComfyUI answered, None where none was asked; `stage`
+    is what the card of --fit holds, None without it.
     `notes` have ranks (see `notes`), and `problems` are what a run would refuse, found by a dry
     run. `seconds` is how long all of it took, and `device` what encoded: "cpu (2 cores)", or the
     name of a GPU.
@@ -25890,6 +26449,7 @@ class Report:
     sizes: tuple[SizePoint, ...] = ()
     size_error: float = 0.0
     asked: Answer | None = None
+    stage: Stage | None = None
     problems: tuple[str, ...] = ()
     seconds: float = 0.0
     device: str = ""
@@ -25990,6 +26550,7 @@ def summary_data(report: Report) -> dict:
         "w4a4_curve": [point._asdict() for point in report.curve],
         "size_curve": [point._asdict() for point in report.sizes],
         "size_error": report.size_error if report.sizes else None,
+        "fit": stage_data(report.stage, report.output_bytes) if report.stage else None,
     }
 
 
@@ -28522,6 +29083,7 @@ def render_written(report: Report, data: dict) -> list[tuple[str, list[str]]]:
         ("size", [f"{gigabytes(size)}, exactly {size:,} bytes, {source}"]),
         ("time", [f"{spent(report.seconds)}{on}" if is_timed else ""]),
         ("checked", [data["checked"]]),
+        ("memory", [memory_told(report.stage, size) if report.stage else ""]),
         ("layers", [render_layers(report)]),
         ("goal", [told_goal(options)]),
     ]
@@ -29785,7 +30347,7 @@ def chosen_by(card: CardFacts) -> str:
     options = card.report.options
     if options.gguf:
         return f"Formats follow the types of a GGUF: {source_told(options.gguf)}."
-    if options.target_size or options.target_ratio:
+    if options.is_sized:
         return "Formats were chosen for the file's size, by each layer's measured error."
     if options.layer_config:
         return f"Formats are those of a layer config: {as_code(options.layer_config.name)}."
@@ -30004,6 +30566,88 @@ def stamps_of(options: Options, model: Model) -> dict[Path, Stamp]:
         return {path: stamp(path) for path in paths}
 
 
+# ── nvfp4/tune/fitting.py: Settle --fit: the size, the formats and the edge blocks that a card's me
+
+class Fitted(NamedTuple):
+    """Hold the options that --fit stands for, with a --target-size where one is to be met.
+
+    stage: what the card's memory goes to; None without --fit. is_capped: whether a size may be
+    larger than any file that may come of it.
+    """
+
+    options: Options
+    stage: Stage | None = None
+    notes: tuple[str, ...] = ()
+    is_capped: bool = False
+
+
+def settle_fit(options: Options, model: Model, planner: Callable[..., Plan]) -> Fitted:
+    """Settle what --fit stands for: options without it. Raises ConvertError where nothing fits.
+
+    planner: makes a plan of options, as for `plan_for_size`. Only headers are looked at.
+    """
+    if not options.fit:
+        return Fitted(options)
+    stage = stage_of(options, model)
+    target = stage.budget + stage.beside
+    free = open_to_fit(options)
+    reach, notes = reach_of(free, model, planner), ()
+    if reach.least > target and may_open_edges(free):
+        opened = dataclasses.replace(free, edge_blocks=0)
+        freer = reach_of(opened, model, planner)
+        if freer.least <= target:
+            what = "--fit opens the first and last blocks to the choice, which are 16-bit else"
+            free, reach, notes = opened, freer, (Note(f"{what} (--edge-blocks 0)", Rank.NOTE),)
+        elif freer.least < reach.least:
+            free, reach = opened, freer
+    if reach.least > target:
+        raise too_large(options, free, model, stage, reach)
+    if not reach.candidates:
+        return Fitted(free, stage, notes)
+    # What the size takes is the card's, but never more than the best of all formats.
+    sized = dataclasses.replace(free, target_size=min(target, reach.most))
+    return Fitted(sized, stage, notes, is_capped=target >= reach.most)
+
+
+def open_to_fit(options: Options) -> Options:
+    """Take --fit and --size out of options, and 16 bits out of what may be chosen unless named."""
+    words = tuple(word for word in options.allowed if word != HALF.option)
+    formats = options.formats or words or None
+    return dataclasses.replace(options, fit=None, size=None, formats=formats)
+
+
+def may_open_edges(options: Options) -> bool:
+    """Tell whether nothing that was given keeps edge blocks in 16 bits."""
+    return options.edge_blocks is None and not options.gguf_keep_edge_blocks_fp16
+
+
+def too_large(
+    options: Options, free: Options, model: Model, stage: Stage, reach: Reach
+) -> ConvertError:
+    """Make the error where nothing fits: what would, and what it costs to do without.
+
+    free: options without --fit, those that the least of `reach` is of. The error is returned, not
+    raised.
+    """
+    least = reach.least - stage.beside
+    told = f"--fit: {options.source}: {memory_of(stage, least)}"
+    ways = []
+    if size := smaller_size(stage, least):
+        ways.append(f"--size {size} fits")
+    edges = " --edge-blocks 0" if free.edge_blocks == 0 and options.edge_blocks is None else ""
+    sized = f"{as_typed(free, model, reach.least)}{edges}"
+    ways.append(f"{sized} makes the smallest, of which {offloaded(-stage.left(reach.least))}")
+    return ConvertError(f"{told}; {'; or '.join(ways)}")
+
+
+def memory_of(stage: Stage, least: int) -> str:
+    """Say what is lacking: the smallest file beside what else is to be on the card."""
+    return (
+        f"the smallest that its plan allows is {gigabytes(least)}, where {stage.told} leaves "
+        f"{gigabytes(max(stage.budget, 0))}"
+    )
+
+
 # ── nvfp4/conversion.py: Run one conversion from end to end, as the list of its phases ────────────
 
 # Of the tensors that a file has as its source has them, those of so many bytes are compared: norms
@@ -30035,11 +30679,18 @@ def look_ahead(options: Options) -> tuple[Path, ...]:
     refuse_lone_shard(options.source)
     model = read_source(options).model
     refuse_text_targets(options, model)
-    plans = make_plans(options, model, read_guides(options, model)).plans
+    guides = read_guides(options, model)
+    options = settle_fit(options, model, partial(make_plans, model=model, guides=guides)).options
+    plans = make_plans(options, model, guides).plans
     if not options.target(model):
         refuse_no_gain(options, model, plans)
         refuse_problems(make_job(options, model, plans))
     return (*options.inputs, *model.files)
+
+
+def stage_ahead(options: Options) -> Stage:
+    """Estimate by headers alone what a conversion's file needs on the card of --fit."""
+    return stage_of(options, read_source(options).model)
 
 
 def is_converted(options: Options) -> bool:
@@ -30108,7 +30759,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
     sized = planned.sized
     heard, unfit = (asked.notes, asked.problems) if asked else ((), ())
     return Report(
-        options=options,
+        options=outcome.job.options,
         plans=tuple(outcome.job.plans),
         origin=outcome.job.origin,
         source_bytes=planned.source_bytes,
@@ -30119,6 +30770,7 @@ def run_phases(options: Options, observe: Observe = unobserved) -> Report:
         curve=planned.tuned.curve,
         sizes=sized.sizes if sized else (),
         size_error=sized.error if sized else 0.0,
+        stage=planned.stage,
         asked=asked,
         seconds=time.monotonic() - began,
         device=describe_device(planned.device),
@@ -30142,11 +30794,13 @@ def pin_sources(options: Options, noted: dict[str, str]) -> dict[str, str]:
 class Planned(NamedTuple):
     """Hold what a conversion is before anything is written: its job, where it runs.
 
-    `source_bytes` is the size of its files; `sized` is what --target-size found, None without it;
+    `source_bytes` is the size of its files; `stage` is what --fit stands for, None without it;
+    `sized` is what --target-size found, None without it;
     `notes` are those of all phases so far.
     """
 
     source_bytes: int
+    stage: Stage | None
     sized: SizedPlan | None
     tuned: Tuned
     job: Job
@@ -30201,9 +30855,11 @@ def plan_conversion(options: Options, ranks: Ranks, comfyui: ComfyUI | None) -> 
     say("reading guides")
     guides = read_guides(options, source.model)
     say("planning")
-    refuse_measuring(options, source.model)
     planner = partial(make_plans, model=source.model, guides=guides)
-    sized = plan_for_size(options, source.model, planner, ranks)
+    fitted = settle_fit(options, source.model, planner)
+    options = fitted.options
+    refuse_measuring(options, source.model)
+    sized = plan_for_size(options, source.model, planner, ranks, fitted.is_capped)
     plan = sized.plan if sized else planner(options)
     refuse_no_gain(options, source.model, plan.plans)
     tuned = tune_activations(options, plan.plans)
@@ -30213,6 +30869,7 @@ def plan_conversion(options: Options, ranks: Ranks, comfyui: ComfyUI | None) -> 
     if options.dry_run and not sized and not unseen:
         plans = widen(plans, float16_overflows(plans, options))
     notes = (
+        *fitted.notes,
         *plan.notes,
         *unseen,
         *shape_notes(options, plans),
@@ -30222,15 +30879,169 @@ def plan_conversion(options: Options, ranks: Ranks, comfyui: ComfyUI | None) -> 
         *tuned.notes,
     )
     job = make_job(options, source.model, plans)
-    return Planned(source_bytes, sized, tuned, job, device, notes)
+    return Planned(source_bytes, fitted.stage, sized, tuned, job, device, notes)
+
+
+# ── nvfp4/report/pipeline.py: Tell what the parts of a pipeline take on a card, one after another: 
+
+# The columns of the table, and the keys of `stage_data` that they show.
+MEMORY_COLUMNS = ("weights", "activations", "reserve", "left")
+
+
+class PipelinePart(NamedTuple):
+    """Hold a part of a pipeline: its source, the file that ComfyUI loads, and its stage.
+
+    file: the output; the source itself for a VAE, which goes over as it is. nbytes: of that file;
+    weights: of what of it is on the card, in the dtype that ComfyUI has there.
+    """
+
+    source: Path
+    file: Path
+    nbytes: int
+    weights: int
+    stage: Stage
+
+    @property
+    def is_as_it_was(self) -> bool:
+        """Tell whether nothing is converted."""
+        return self.file == self.source
+
+    @property
+    def data(self) -> dict[str, object]:
+        """Make it JSON-ready: files by their names, sizes in bytes."""
+        named = {"source": self.source.name, "file": self.file.name, "file_bytes": self.nbytes}
+        return named | stage_data(self.stage, self.weights + self.stage.beside)
+
+
+def in_order(parts: Sequence[PipelinePart]) -> list[PipelinePart]:
+    """Sort parts by the order of their stages, those of a stage as they were given."""
+    kinds = [*StageKind]
+    return sorted(parts, key=lambda part: kinds.index(part.stage.kind))
+
+
+def pipeline_data(parts: Sequence[PipelinePart]) -> dict[str, object]:
+    """Make a pipeline JSON-ready."""
+    return {
+        "task": "pipeline",
+        "card": parts[0].stage.card,
+        "parts": [part.data for part in in_order(parts)],
+        "main_memory": sum(part.nbytes for part in parts),
+    }
+
+
+def render_pipeline(parts: Sequence[PipelinePart]) -> str:
+    """Render a pipeline as a table, a line for each part, and what follows from it."""
+    parts = in_order(parts)
+    card = parts[0].stage.card
+    rows = [("part", "file", *MEMORY_COLUMNS)]
+    for part in parts:
+        name = part.file.name + " (as it is)" * part.is_as_it_was
+        told = (signed(part.data[column]) for column in MEMORY_COLUMNS)
+        rows.append((part.stage.kind.value, name, *told))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"pipeline  on a card of {card_told(card)} ({gigabytes(card)}), each part at its turn: an "
+        f"estimate by {RULES}"
+    ]
+    for row in rows:
+        named = "  ".join(
+            text.ljust(width) for text, width in zip(row[:2], widths[:2], strict=True)
+        )
+        told = "  ".join(text.rjust(width) for text, width in zip(row[2:], widths[2:], strict=True))
+        lines.append(f"  {named}  {told}")
+    return "\n".join([*lines, *consequences(parts)])
+
+
+def signed(nbytes: int) -> str:
+    """Write a number of bytes, with a minus where it is below 0."""
+    return gigabytes(nbytes) if nbytes >= 0 else f"-{gigabytes(-nbytes)}"
+
+
+def consequences(parts: Sequence[PipelinePart]) -> list[str]:
+    """Say what is sampled, what main memory it takes, and what does not fit as a whole."""
+    sizes = {frames_told(part.stage.size): None for part in parts if part.stage.size}
+    total = sum(part.nbytes for part in parts)
+    lines = [
+        f"  sampled: {', '.join(sizes)}",
+        f"  main memory: {gigabytes(total)} for all parts, which ComfyUI keeps there as far as "
+        "there is room; with less, it reads them from the disk again at their turn",
+    ]
+    for part in parts:
+        if part.data["left"] < 0 and part.stage.kind is StageKind.DECODES:
+            lines.append(
+                f"  {part.file.name} cannot decode that as a whole: ComfyUI does it in tiles, at "
+                "once with the node VAE Decode (Tiled)"
+            )
+    return lines
+
+
+# ── nvfp4/cli/pipeline.py: Put the parts of a pipeline together: several models for the card of --f
+
+class Pipeline(NamedTuple):
+    """Hold several conversions for one card: what is converted, and VAEs, which are not.
+
+    tasks: the conversions; all of the call where --fit is not given. vaes: the options and headers
+    of each VAE.
+    """
+
+    tasks: Sequence[Options | Verification]
+    vaes: tuple[tuple[Options, Model], ...] = ()
+
+    @classmethod
+    def of(cls, tasks: Sequence[Options]) -> Pipeline:
+        """Tell VAEs from what is converted; without --fit a VAE is a mistake, as in one call."""
+        read = {number: vae_in(task.source) for number, task in enumerate(tasks) if task.fit}
+        vaes = {number: model for number, model in read.items() if model}
+        return cls(
+            [task for number, task in enumerate(tasks) if number not in vaes],
+            tuple((tasks[number], model) for number, model in vaes.items()),
+        )
+
+    @property
+    def problems(self) -> list[str]:
+        """List what keeps the parts from being one pipeline."""
+        if self.vaes and not self.tasks:
+            return [f"{self.vaes[0][0].source}: is a VAE, of which nothing is converted"]
+        cards = {task.fit for task in self.tasks} | {task.fit for task, _ in self.vaes}
+        return ["--fit has to be one card for all parts"] if len(cards) > 1 else []
+
+    def told(self, reports: Iterable[Report]) -> str:
+        """Tell what all parts take on the card, as text or with --json as a line of data.
+
+        reports: of the conversions of this run; what an earlier run did is looked up. "" without
+        --fit.
+        """
+        if not self.tasks or not self.tasks[0].fit:
+            return ""
+        made = {report.options.written: report for report in reports}
+        parts = [part_of(task, made.get(task.written)) for task in self.tasks]
+        size = next((part.stage.size for part in parts if part.stage.size), None)
+        parts += [vae_part(task, model, size) for task, model in self.vaes]
+        is_data = self.tasks[0].json
+        return json_line(pipeline_data(parts)) if is_data else render_pipeline(parts)
+
+
+def part_of(task: Options, report: Report | None) -> PipelinePart:
+    """Make the part of a conversion, of this run or of an earlier one, which has no report."""
+    stage = report.stage if report else stage_ahead(task)
+    nbytes = report.output_bytes if report else size_of(task.written)
+    return PipelinePart(task.source, task.written, nbytes, nbytes - stage.beside, stage)
+
+
+def vae_part(task: Options, model: Model, size: tuple[int, int, int] | None) -> PipelinePart:
+    """Make the part of a VAE, which decodes what the models sample."""
+    stage, weights = stage_of_vae(task, model, task.size or size)
+    path: Path = model.files[0]
+    return PipelinePart(path, path, model.nbytes, weights, stage)
 
 
 # ── nvfp4/cli/entry.py: Carry out what the command line asks for, and end with its status ─────────
 
-def run(task: Options | Verification) -> tuple[str, int]:
+def run(task: Options | Verification, heard: list[Report] | None = None) -> tuple[str, int]:
     """Carry out a task: convert and write the reports asked for, or check a file.
 
-    Returns the text to print on stdout, "" in all ranks but the first, and the exit status. A check
+    heard: where the report of a conversion goes, too, for whoever tells of several. Returns the
+    text to print on stdout, "" in all ranks but the first, and the exit status. A check
     ends with 1 for any defect that is worse than LOADS. Raises ConvertError; where only a report
     could not be written, or a dry run found what a run would refuse, the summary is printed before
     that.
@@ -30241,6 +31052,8 @@ def run(task: Options | Verification) -> tuple[str, int]:
         text = json_line(check_data(check)) if task.json else render_check(check, stdout_width())
         return text, int(check.outcome > Outcome.LOADS)
     report = run_phases(task)
+    if heard is not None:
+        heard.append(report)
     # All ranks have the same report; one prints it.
     if not read_ranks().is_first:
         return "", 0
@@ -30265,8 +31078,10 @@ def printed_report(report: Report) -> str:
     return json_line({**summary_data(report), "path": path})
 
 
-def carry_out(task: Options | Verification) -> int:
+def carry_out(task: Options | Verification, heard: list[Report] | None = None) -> int:
     """Run a task, print its result or its problems, and return the exit status.
+
+    heard: as in `run`.
 
     After Ctrl-C one line says what is left: nothing, a run to go on with, or a file that was
     complete already.
@@ -30275,7 +31090,7 @@ def carry_out(task: Options | Verification) -> int:
     # An output of an earlier run may be there: only one that was replaced counts as written.
     older = path.stat() if path and exists(path) else None
     try:
-        text, status = run(task)
+        text, status = run(task, heard)
         if text:
             show(printable(text))
     except ConvertError as error:
@@ -30302,13 +31117,14 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
         return carry_out(tasks[0])
     # The processes of a torchrun find the same problems; one tells.
     is_first = read_ranks().is_first
-    tasks, problems = not_yet_done(tasks)
-    if problems := [*problems, *problems_ahead(tasks)]:
+    pipeline, heard = Pipeline.of(tasks), []
+    tasks, problems = not_yet_done(pipeline.tasks)
+    if problems := [*problems, *problems_ahead(tasks), *pipeline.problems]:
         if is_first:
             show_problems(ConvertError(*problems))
         return 1
     for number, task in enumerate(tasks):
-        if status := carry_out(task):
+        if status := carry_out(task, heard):
             done, left = (
                 ", ".join(str(one.source) for one in some) or "none"
                 for some in (tasks[:number], tasks[number + 1 :])
@@ -30319,6 +31135,8 @@ def carry_out_all(tasks: Sequence[Options | Verification]) -> int:
             if is_first:
                 tell_broken(f"note: {which}")
             return status
+    if is_first and (text := pipeline.told(heard)):
+        show(printable(text))
     return 0
 
 
