@@ -4,7 +4,8 @@
 usage: python tools/docs.py (--check | --write)
 
 A part stands between two marks, `<!-- NAME -->` and `<!-- /NAME -->`: tables of docs/options.md,
-docs/cards.md and docs/defects.md, the floors and files of docs/architecture.md. `--check` writes
+docs/cards.md and docs/defects.md, the floors and files of docs/architecture.md, the list of models
+of docs/models.md. `--check` writes
 nothing and exits with 1 if one of them differs.
 """
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from nvfp4.cards import CARDS  # noqa: E402 - the package stands beside tools/
 from nvfp4.options import OPTIONS  # noqa: E402 - the package stands beside tools/
 from nvfp4.tokens import RUNS  # noqa: E402
+from tools.models_list import model_list  # noqa: E402
 from tools.rooms import FLOORS  # noqa: E402
 
 # What to run where the documents are stale, for the message that says so.
@@ -118,6 +120,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/options.md": {"flags": flag_tables},
     "docs/cards.md": {"cards": card_table, "runs": run_table},
     "docs/defects.md": {"defects": defect_table},
+    "docs/models.md": {"models": model_list},
     "docs/architecture.md": {"floors": floor_table, "files": file_map},
 }
 
