@@ -2,8 +2,9 @@
 
 MAKE, run as `python -c` in the repository with FOLDER and COMFYUI_ROOT in the environment, writes
 KIND.safetensors of every kind that the checkout knows into FOLDER, and prints their names. ENCODE
-loads the files of FILES, [[kind, path], ...] as JSON, as Load CLIP does, and encodes PROMPT with
-each; its result is [what was logged, formats of the layers, path of the output], one for each file.
+loads the files of FILES, [[kind, path], ...] as JSON, as Load CLIP does, or as Load Checkpoint
+where a model lies beside, and encodes PROMPT with each; its result is [what was logged, formats of
+the layers, path of the output], one for each file.
 """
 
 import itertools
@@ -185,16 +186,18 @@ print("RESULT", json.dumps(made))
 ENCODE = (
     COMMON
     + """
-import importlib, io, tempfile
+import importlib, io
 from collections import Counter
 import nodes
+from safetensors import safe_open
+from support.all_in_one import MODEL
 from support.tiny_encoders import PROMPT, StandIn
 
 def folded(module, given, named):
     "The small vocabulary has not all tokens of the tokenizer."
     return (given[0] % module.num_embeddings, *given[1:]), named
 
-def load(kind, paths, load_with):
+def load(kind, path):
     tiny = TINY_ENCODERS[kind]
     if tiny.prepare:
         tiny.prepare()
@@ -202,15 +205,17 @@ def load(kind, paths, load_with):
         module, _, name = tiny.tokenizer.rpartition(".")
         setattr(importlib.import_module(module), name, StandIn)
     options = {f"{tiny.key}_model_config": dict(tiny.sizes)}
-    clip = load_with(paths, tiny.type, options)
+    if any(name.startswith(MODEL) for name in safe_open(path, "pt").keys()):
+        clip = comfy.sd.load_checkpoint_guess_config(
+            path, output_vae=False, te_model_options=options
+        )[1]
+    else:
+        type = getattr(comfy.sd.CLIPType, tiny.type)
+        clip = comfy.sd.load_clip([path], clip_type=type, model_options=options)
     for module in clip.cond_stage_model.modules():
         if isinstance(module, torch.nn.Embedding) and module.num_embeddings == 512:
             module.register_forward_pre_hook(folded, with_kwargs=True)
     return clip
-
-def alone(paths, type, options):
-    kind = getattr(comfy.sd.CLIPType, type)
-    return comfy.sd.load_clip(paths, clip_type=kind, model_options=options)
 
 def encoded(clip):
     "All numbers of a prompt's conditioning."
@@ -223,7 +228,7 @@ logging.getLogger().addHandler(logging.StreamHandler(log))
 logging.getLogger().setLevel(logging.DEBUG)
 for kind, path in json.loads(os.environ["FILES"]):
     log.truncate(log.seek(0))
-    clip = load(kind, [path], alone)
+    clip = load(kind, path)
     modules = clip.cond_stage_model.modules()
     formats = Counter(filter(None, (getattr(m, "quant_format", None) for m in modules)))
     told = [line for line in log.getvalue().splitlines() if line.startswith("clip ")]

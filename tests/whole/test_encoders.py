@@ -5,11 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import convert_nvfp4 as c
+from support.all_in_one import MODEL, T5
 from support.comfyui import loaded_formats, needs_comfyui, run_comfyui
 from support.tiny_encoders import ENCODE, MAKE, TINY_ENCODERS
+from support.tiny_models import tiny_model
 
 pytestmark = [needs_comfyui, pytest.mark.slow]
 
@@ -60,3 +62,26 @@ def test_comfyui_encodes_with_what_was_converted(kind, plan, encoded):
     assert out.isfinite().all()
     error = float((out - exact).norm() / exact.norm())
     assert 0 < error < PLANS[plan][1]
+
+
+def test_comfyui_encodes_with_the_encoder_of_a_converted_checkpoint(tmp_path):
+    """Untouched by default, with the same numbers; converted where that is asked for."""
+    run_comfyui(MAKE, FOLDER=str(tmp_path))
+    model = load_file(tiny_model("wan_t2v", tmp_path / "wan.safetensors"))
+    encoder = load_file(tmp_path / "umt5.safetensors")
+    spiece = {"text_encoders.spiece_model": encoder.pop("spiece_model")}
+    whole = {MODEL + name: t for name, t in model.items()} | spiece
+    save_file(whole | {T5 + name: t for name, t in encoder.items()}, tmp_path / "in.safetensors")
+    plans = {"out": [], "encoder": ["--text-encoder-preset", "auto"]}
+    for name, options in plans.items():
+        command = [tmp_path / "in.safetensors", tmp_path / f"{name}.safetensors", *options]
+        assert c.main([*map(str, command), "--formats", loaded_formats(), "--quiet"]) == 0
+    files = [["umt5", f"{tmp_path}/{name}.safetensors"] for name in ("in", *plans)]
+    found, _ = run_comfyui(ENCODE, FILES=json.dumps(files))
+    exact, same, packed = (torch.load(out) for _, _, out in found)
+    formats = [Counter(kinds) for _, kinds, _ in found]
+    assert formats[:2] == [Counter(), Counter()]
+    assert torch.equal(exact, same)
+    assert formats[2].keys() == {"nvfp4", "int8_tensorwise"}
+    assert 0 < float((packed - exact).norm() / exact.norm()) < PLANS["auto"][1]
+    assert not any("missing" in line for told, _, _ in found for line in told)
