@@ -2912,6 +2912,16 @@ class Model:
         """Return the model with all that lies beside the diffusion model left as it is."""
         return replace(self, encoders=tuple(part for part in self.encoders if not part.prefix))
 
+    def alone(self, part: ModelPart) -> Model:
+        """Return a text encoder of this file as a model of its own, its names without prefix."""
+        tensors = {
+            name: replace(ref, name=name)
+            for old, ref in self.tensors.items()
+            if old.startswith(part.prefix) and (name := old.removeprefix(part.prefix))
+        }
+        whole = part._replace(prefix="")
+        return Model(tensors=tensors, metadata={}, files=self.files, encoders=(whole,))
+
     def part_of(self, name: str) -> ModelPart | None:
         """Find the text encoder that a tensor of this name is of; None for all others."""
         return next((part for part in self.encoders if name.startswith(part.prefix)), None)
@@ -7864,6 +7874,26 @@ def typed_size(size: int) -> str:
 def quoted(word: str) -> str:
     """Quote a word for a shell where it needs it, without control characters."""
     return shlex.quote(one_line(word))
+
+
+# ── nvfp4/options/parts.py: Make the options of a text encoder that lies beside a diffusion model ─
+
+# Options besides the general ones that are for text encoders as well.
+SHARED_OPTIONS = ("formats", "card")
+
+
+def part_options(options: Options) -> Options:
+    """Make the options of a text encoder: --text-encoder-preset is its preset.
+
+    What names layers, sizes or files is meant for the diffusion model, and left out.
+    """
+    others = {
+        row.name: row.default
+        for row in options_of(Options)
+        if row.group not in ("", GENERAL) and row.name not in SHARED_OPTIONS
+    }
+    others["preset"] = options.text_encoder_preset
+    return dataclasses.replace(options, **others)
 
 
 # ── nvfp4/cli/arguments.py: Parse the command lines of all programs in one way ────────────────────
@@ -14715,6 +14745,7 @@ class Guides:
     measured: tuple[Measured, ...] = ()
     covers: tuple[Cover, ...] = ()  # what has to tell of all layers in NVFP4 of the kinds it knows
     notes: tuple[str, ...] = ()
+    parts: dict[str, Guides] = field(default_factory=dict)  # of text encoders beside, by prefix
 
     @property
     def configured(self) -> dict[str, Calibration]:
@@ -21647,6 +21678,18 @@ def refuse_extras(entry: dict, precision: Format | None) -> None:
         raise ValueError(f"{precision.title} takes no input_scale: ComfyUI measures its input")
 
 
+# ── nvfp4/guides/parts.py: Find what text encoders beside a diffusion model go by: each its own row
+
+def part_guides(options: Options, model: Model) -> dict[str, Guides]:
+    """Make the guides of each text encoder beside the diffusion model: {prefix: Guides}."""
+    found = {}
+    for part in model.encoders:
+        if part.prefix:
+            family, notes = find_family(part_options(options), model.alone(part))
+            found[part.prefix] = Guides(family=family, notes=tuple(notes))
+    return found
+
+
 # ── nvfp4/guides/sensitivity.py: Turn measured figures of layers into what they ask for ───────────
 
 # For each threshold on a measured figure: its option, the figure, and the option that says what
@@ -21794,8 +21837,8 @@ def read_guides(options: Options, model: Model) -> Guides:
     Every file is read once, also where two options name the same one. Raises ConvertError for a
     file that cannot be read, is damaged, or is of another model.
     """
-    # Text encoders beside a diffusion model have no guides.
-    model, partial = model.main, options.partial_guide
+    # Text encoders beside a diffusion model go by their own rows, and by no file.
+    parts, model, partial = part_guides(options, model), model.main, options.partial_guide
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model, partial) if options.gguf else (None, [])
     # An option that was not given has no file to match.
@@ -21817,6 +21860,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         recording=recording,
         listed=match_layer_list(listed, model, partial) if listed else None,
         notes=(*notes, *lacking, *odd, *left_out),
+        parts=parts,
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
     figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)
@@ -22950,8 +22994,6 @@ def notes_on_statistics(plans: list[TensorPlan]) -> list[str]:
 
 # ── nvfp4/plan/parts.py: Plan text encoders that lie beside a diffusion model: each as if it were a
 
-# Options besides the general ones that are for text encoders as well.
-SHARED_OPTIONS = ("formats", "card")
 Planner = Callable[[Options, Model, Guides], Plan]
 
 
@@ -22962,49 +23004,24 @@ class PlannedParts(NamedTuple):
     notes: tuple[str, ...]
 
 
-def part_options(options: Options) -> Options:
-    """Make the options of a text encoder: --text-encoder-preset is its preset."""
-    others = {
-        row.name: row.default
-        for row in options_of(Options)
-        if row.group not in ("", GENERAL) and row.name not in SHARED_OPTIONS
-    }
-    others["preset"] = options.text_encoder_preset
-    return dataclasses.replace(options, **others)
-
-
-def plan_parts(options: Options, model: Model, planner: Planner) -> PlannedParts:
+def plan_parts(options: Options, model: Model, guides: Guides, planner: Planner) -> PlannedParts:
     """Plan all text encoders that lie beside the diffusion model and are converted.
 
-    planner: plans a model that is one file. Raises ConvertError as that does.
+    planner: plans a model that is one file. Each note begins with the prefix of its encoder. Raises
+    ConvertError as the planner does.
     """
     plans, notes = {}, []
     for part in model.encoders:
-        if part.prefix:
-            found = plan_part(part_options(options), model, part, planner)
-            plans |= found.plans
-            notes += found.notes
+        if not part.prefix:
+            continue
+        plan = planner(part_options(options), model.alone(part), guides.parts[part.prefix])
+        for one in plan.plans:
+            ref = model.tensors[part.prefix + one.ref.name]
+            # --target-size chooses for the diffusion model alone.
+            plans[ref.name] = dataclasses.replace(one, ref=ref, is_open=False)
+        told = map(Note.of, plan.notes)
+        notes += [Note(f"{part.prefix}*: {note}", note.rank) for note in told]
     return PlannedParts(plans, tuple(notes))
-
-
-def plan_part(options: Options, model: Model, part: ModelPart, planner: Planner) -> PlannedParts:
-    """Plan one text encoder, by names without its prefix; each note begins with the prefix."""
-    inside = {
-        name.removeprefix(part.prefix): ref
-        for name, ref in model.tensors.items()
-        if name.startswith(part.prefix)
-    }
-    tensors = {name: dataclasses.replace(ref, name=name) for name, ref in inside.items()}
-    alone = Model(tensors=tensors, metadata={}, files=model.files, encoders=(ModelPart(part.row),))
-    family, notes = find_family(options, alone)
-    plan = planner(options, alone, Guides(family=family, notes=tuple(notes)))
-    # --target-size chooses for the diffusion model alone.
-    put_back = partial(dataclasses.replace, is_open=False)
-    plans = {
-        inside[one.ref.name].name: put_back(one, ref=inside[one.ref.name]) for one in plan.plans
-    }
-    told = map(Note.of, plan.notes)
-    return PlannedParts(plans, tuple(Note(f"{part.prefix}*: {one}", one.rank) for one in told))
 
 
 # ── nvfp4/plan/make.py: Plan every tensor of a model, and warn of plans that people regret ────────
@@ -23020,7 +23037,7 @@ def make_plans(
     float32, and if nothing would be quantised.
     """
     plan = plan_model(options, model.main, guides, chosen)
-    parts = plan_parts(options, model, plan_model)
+    parts = plan_parts(options, model, guides, plan_model)
     plans = [parts.plans.get(one.ref.name, one) for one in plan.plans]
     return Plan(plans, (*plan.notes, *parts.notes))
 

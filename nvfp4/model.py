@@ -258,6 +258,16 @@ class Model:
         """Return the model with all that lies beside the diffusion model left as it is."""
         return replace(self, encoders=tuple(part for part in self.encoders if not part.prefix))
 
+    def alone(self, part: ModelPart) -> Model:
+        """Return a text encoder of this file as a model of its own, its names without prefix."""
+        tensors = {
+            name: replace(ref, name=name)
+            for old, ref in self.tensors.items()
+            if old.startswith(part.prefix) and (name := old.removeprefix(part.prefix))
+        }
+        whole = part._replace(prefix="")
+        return Model(tensors=tensors, metadata={}, files=self.files, encoders=(whole,))
+
     def part_of(self, name: str) -> ModelPart | None:
         """Find the text encoder that a tensor of this name is of; None for all others."""
         return next((part for part in self.encoders if name.startswith(part.prefix)), None)

@@ -21,6 +21,7 @@ from nvfp4.guides.calibration import (
 from nvfp4.guides.family import find_family
 from nvfp4.guides.gguf import match_gguf
 from nvfp4.guides.layer_config import match_layer_list, read_layer_config
+from nvfp4.guides.parts import part_guides
 from nvfp4.guides.recording import add_recordings, check_recording, read_recording
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.guides.sensitivity import listed_sensitivity, measured_layers, recorded_sensitivity
@@ -35,8 +36,8 @@ def read_guides(options: Options, model: Model) -> Guides:
     Every file is read once, also where two options name the same one. Raises ConvertError for a
     file that cannot be read, is damaged, or is of another model.
     """
-    # Text encoders beside a diffusion model have no guides.
-    model, partial = model.main, options.partial_guide
+    # Text encoders beside a diffusion model go by their own rows, and by no file.
+    parts, model, partial = part_guides(options, model), model.main, options.partial_guide
     family, notes = find_family(options, model)
     kinds, lacking = match_gguf(options.gguf, model, partial) if options.gguf else (None, [])
     # An option that was not given has no file to match.
@@ -58,6 +59,7 @@ def read_guides(options: Options, model: Model) -> Guides:
         recording=recording,
         listed=match_layer_list(listed, model, partial) if listed else None,
         notes=(*notes, *lacking, *odd, *left_out),
+        parts=parts,
     )
     # Measured figures come after the rest, as what clips depends on the input scales.
     figures, unmeasured = read_sensitivity(options, recordings, summary, guides.scales)

@@ -196,6 +196,7 @@ class Guides:
     measured: tuple[Measured, ...] = ()
     covers: tuple[Cover, ...] = ()  # what has to tell of all layers in NVFP4 of the kinds it knows
     notes: tuple[str, ...] = ()
+    parts: dict[str, Guides] = field(default_factory=dict)  # of text encoders beside, by prefix
 
     @property
     def configured(self) -> dict[str, Calibration]:

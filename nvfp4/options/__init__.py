@@ -17,10 +17,10 @@ from nvfp4.options.option import (
     option,
     options_of,
 )
+from nvfp4.options.parts import part_options
 from nvfp4.options.switches import FULL_PRECISION_OPTIONS, MINIMUM_OPTIONS
 from nvfp4.options.table import (
     ACTIVATION_GROUPS,
-    GENERAL,
     LEGACY_RECIPE,
     REPORT_KINDS,
     TARGET,
@@ -39,7 +39,6 @@ from nvfp4.options.tasks import (
 __all__ = [
     "ACTIVATION_GROUPS",
     "FULL_PRECISION_OPTIONS",
-    "GENERAL",
     "LEGACY_RECIPE",
     "MINIMUM_OPTIONS",
     "OPTIONS",
@@ -62,4 +61,5 @@ __all__ = [
     "contradictions",
     "option",
     "options_of",
+    "part_options",
 ]

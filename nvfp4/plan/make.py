@@ -52,7 +52,7 @@ def make_plans(
     float32, and if nothing would be quantised.
     """
     plan = plan_model(options, model.main, guides, chosen)
-    parts = plan_parts(options, model, plan_model)
+    parts = plan_parts(options, model, guides, plan_model)
     plans = [parts.plans.get(one.ref.name, one) for one in plan.plans]
     return Plan(plans, (*plan.notes, *parts.notes))
 

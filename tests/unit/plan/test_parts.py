@@ -12,7 +12,7 @@ from nvfp4.cli.parse import parse_options
 from nvfp4.conversion import convert
 from nvfp4.errors import ConvertError
 from nvfp4.families import checkpoint_encoders
-from nvfp4.plan.parts import part_options
+from nvfp4.options import part_options
 from nvfp4.reasons import Why
 from support.all_in_one import CLIP, MODEL, T5, wan
 from support.small_t5 import t5
