@@ -1,9 +1,11 @@
 """The estimate of a card's memory, held against what ComfyUI itself answered on an H200."""
 
+from math import prod
+
 import pytest
 
 from nvfp4.families import FAMILIES
-from nvfp4.fit import Stage, StageKind, memory_told, smaller_size
+from nvfp4.fit import Stage, StageKind, memory_told, smaller_size, stage_of
 from nvfp4.fit.estimate import (
     CONTEXT,
     DECODING,
@@ -14,6 +16,10 @@ from nvfp4.fit.estimate import (
     SAMPLING,
     activations_of,
 )
+from nvfp4.model import Model, TensorRef
+from nvfp4.options import Options
+from support.make_families import read_headers
+from support.paths import FAMILIES as SHAPES
 
 VIDEO = (832, 480, 81)
 # What memory_required of ComfyUI 0.33's model answered there for a batch of one, in MiB.
@@ -66,6 +72,19 @@ def test_every_row_is_of_a_family_of_pictures_or_videos():
     for row in SAMPLING:
         assert {"image", "video"} & {*FAMILIES[row.family].makes}
         assert min(row.factor, row.width, row.space, row.time) > 0
+
+
+@pytest.mark.parametrize(("name", "needs"), [("umt5_xxl", 0.8 * GIB), ("gemma3_12b", 1926 * MIB)])
+def test_encoders_need_what_comfyui_keeps_free_or_estimates(tmp_path, name, needs):
+    refs = {
+        tensor: TensorRef(
+            name=tensor, dtype="BF16", shape=shape, path=tmp_path, begin=0, nbytes=2 * prod(shape)
+        )
+        for tensor, shape in read_headers(SHAPES / "encoders" / f"{name}.txt").items()
+    }
+    options = Options(source=tmp_path / "m.safetensors", output=tmp_path / "o.safetensors", fit=GIB)
+    found = stage_of(options, Model(tensors=refs, metadata={}, files=()))
+    assert (found.kind, found.size, found.activations) == (StageKind.ENCODES, None, round(needs))
 
 
 def test_the_reserve_is_larger_on_larger_cards():
