@@ -20356,6 +20356,9 @@ USUAL_SIZES: dict[tuple[str, str], FrameSize] = {
     ("hunyuan-video", ""): (848, 480, 25),
     ("cosmos-predict2", ""): (848, 480, 93),
 }
+# Encoders whose class estimates activations: at least 642 tokens of 3 MiB for LTX-2's
+# (comfy/text_encoders/lt.py, memory_estimation_function).
+ENCODING: dict[tuple[str, str], int] = {("gemma3", "12B"): 642 * 3 * MIB}
 
 
 def width_of(model: Model) -> int:
@@ -20394,12 +20397,13 @@ def stage_of(options: Options, model: Model) -> Stage:
     Raises ConvertError for a model of which ComfyUI's estimate is not known here.
     """
     beside = sum(ref.nbytes for ref in model.beside.values())
-    family, _ = recognise(model)
+    family, variant = recognise(model)
     if family in ENCODERS:
-        why = f"the least that {RULES} keep free; no class estimates text encoders"
+        why = f"the least that {RULES} keep free, or what LTX-2's encoder estimates"
         return Stage(
-            kind=StageKind.ENCODES, card=options.fit, activations=LEAST_ACTIVATIONS, size=None,
-            beside=beside, why=why,
+            kind=StageKind.ENCODES, card=options.fit,
+            activations=ENCODING.get((family, variant), LEAST_ACTIVATIONS),
+            size=None, beside=beside, why=why,
         )  # fmt: skip
     row = need_of(model)
     if row is None:
