@@ -22,6 +22,7 @@ from nvfp4.file_kinds import OTHER_NAMES, FileKind
 from nvfp4.layout import Job
 from nvfp4.model import Model
 from nvfp4.options.checks import COMFYUI_ROOT
+from nvfp4.prefixes import HALF_ENCODER
 from nvfp4.programs import python_command
 
 # What runs in the child. tools/single_file.py puts the text itself here.
@@ -60,15 +61,14 @@ def ask_about_file(
 ) -> Answer | None:
     """Ask about a file that is there, and about its source if that is given.
 
-    kind: what it is instead of a diffusion model. Other nodes load most of these, and are not
-    asked; a model in the names of diffusers may be recognised.
+    kind: what it is instead of a model to convert. Other nodes load most of these, and are not
+    asked; a model in the names of diffusers may be recognised, and any text encoder is.
     """
     if comfyui is None:
         return None
-    if kind and kind.what_to_do != OTHER_NAMES:
-        return Answer(
-            comfyui=comfyui, silence=f"it is asked about diffusion models, not {kind.title}"
-        )
+    if kind and kind.what_to_do not in (OTHER_NAMES, HALF_ENCODER):
+        told = f"it is asked about diffusion models and text encoders, not {kind.title}"
+        return Answer(comfyui=comfyui, silence=told)
     files = {"file": question_of_model(model)}
     if source is not None:
         files["source"] = question_of_model(source, is_source=True)

@@ -15,6 +15,7 @@ from nvfp4.asking.find import INTERPRETERS, VERSION_TEXT, find_comfyui, is_comfy
 from nvfp4.asking.question import question_of_model
 from nvfp4.errors import ConvertError
 from nvfp4.file_kinds import LORA, OTHER_NAMES, VAE, FileKind
+from nvfp4.prefixes import HALF_ENCODER
 from nvfp4.read.checkpoint import open_model
 from nvfp4.stored.defects import Finding, Outcome
 
@@ -273,13 +274,14 @@ def test_a_question_has_no_values_of_large_tensors(tiny):
 
 def test_other_kinds_of_files_are_not_asked_about(folder, tiny):
     comfyui, model = find_comfyui(folder), open_model(tiny)
-    for kind in (LORA, FileKind(*VAE), FileKind("a text encoder", "")):
+    for kind in (LORA, FileKind(*VAE)):
         told = ask_about_file(comfyui, model, None, kind)
         assert told.sentence.endswith(
-            f"was not asked: it is asked about diffusion models, not {kind.title}"
+            f"was not asked: it is asked about diffusion models and text encoders, not {kind.title}"
         )
         assert (told.findings, told.problems) == ((), [])
-    assert ask_about_file(comfyui, model, None, FileKind("in other names", OTHER_NAMES)).file
+    for what_to_do in (OTHER_NAMES, HALF_ENCODER):
+        assert ask_about_file(comfyui, model, None, FileKind("something", what_to_do)).file
 
 
 def test_what_lint_has_found_is_told_once():
