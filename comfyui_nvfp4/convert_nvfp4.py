@@ -29634,7 +29634,7 @@ def html_facts(data: dict, layers: list[dict]) -> str:
     ]
     if work["comfyui"]:
         card = max(work["speed"], key=work["speed"].get)
-        where = f"16-bit's, of the linear layers on {CARDS[card].series}, estimated"
+        where = f"16-bit's, of the matmuls on {CARDS[card].series}, estimated"
         facts.append(("Speed", f"up to {work['speed'][card]:.1f}x", where))
         kitchen = f"with comfy-kitchen {work['comfy_kitchen']}" if work["comfy_kitchen"] else ""
         also = " and ".join(filter(None, (kitchen, work["needs"])))
@@ -29667,7 +29667,7 @@ def html_work(work: dict) -> str:
     return (
         f"<h2>Multiply work on {CARDS[card].series} ({card})</h2>\n{html_stack(parts)}"
         f'<ul class="legend">{items}</ul>\n'
-        f'<p class="soft">Of the linear layers, in a typical run: {escaped(work["run"])}.{others} '
+        f'<p class="soft">Of the matmuls, in a typical run: {escaped(work["run"])}.{others} '
         f"Estimated speed of these layers over 16-bit, at most: {', '.join(speeds)}.</p>\n"
     )
 
