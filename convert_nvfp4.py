@@ -15679,11 +15679,27 @@ def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
     return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
 
 
+def named_as_in(model: Model, recording: dict[str, Recorded]) -> dict[str, Recorded]:
+    """Give a recording the names that a text encoder's file has for its layers.
+
+    ComfyUI's modules, which were recorded, lack the part that transformers puts before the layers
+    of a language model beside a vision tower.
+    """
+    there = {bare(ref.layer) for ref in model.linear_weights}
+
+    def in_file(layer: str) -> str:
+        renamed = f"language_model.{layer}"
+        return renamed if layer not in there and renamed in there else layer
+
+    return {in_file(layer): recorded for layer, recorded in recording.items()}
+
+
 def check_recording(recording: dict[str, Recorded], model: Model) -> None:
     """Raise ConvertError if a recording is not of this model.
 
     None of its layers is in the model, or layers of the same name have other numbers of columns.
     """
+    recording = named_as_in(model, recording)
     columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
     known = recording.keys() & columns.keys()
     wrong = [layer for layer in known if recording[layer].channels != columns[layer]]
@@ -21875,6 +21891,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
     # A file that is named twice counts twice, as two equal recordings would.
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
+    recording = named_as_in(model, recording)
     summary, left_out = read_summary(options)
     sources = calibration_sources(options, reference, recording, summary)
     listed = options.full_precision_mm_layers

@@ -184,8 +184,8 @@ class NVFP4Convert(io.ComfyNode):
                 io.Combo.Input(
                     "model_file",
                     options=model_names(),
-                    tooltip="a 16-bit (or FP8) model of models/diffusion_models or "
-                    "models/checkpoints",
+                    tooltip="a 16-bit (or FP8) model of models/diffusion_models, "
+                    "models/checkpoints or models/text_encoders",
                 ),
                 *settings_inputs(),
             ],

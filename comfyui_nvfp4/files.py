@@ -13,7 +13,7 @@ from .inputs import NodeError, is_plain, told
 
 # The first choice of a list where nothing is chosen.
 NONE = "none"
-MODELS, CHECKPOINTS = "diffusion_models", "checkpoints"
+MODELS, CHECKPOINTS, ENCODERS = "diffusion_models", "checkpoints", "text_encoders"
 SUFFIX = ".safetensors"
 # What the converter reads: ComfyUI has other kinds in its folders, too.
 READABLE = (SUFFIX, ".sft")
@@ -43,23 +43,28 @@ class ModelName(str):
 
 
 def model_names() -> list[str]:
-    """List the models to convert: diffusion models by their names, then "checkpoints/NAME"."""
-    checkpoints = (f"{CHECKPOINTS}/{name}" for name in folder_paths.get_filename_list(CHECKPOINTS))
-    names = [*folder_paths.get_filename_list(MODELS), *checkpoints]
+    """List the models to convert: diffusion models by their names, others as "checkpoints/NAME"."""
+    others = (
+        f"{kind}/{name}"
+        for kind in (CHECKPOINTS, ENCODERS)
+        for name in folder_paths.get_filename_list(kind)
+    )
+    names = [*folder_paths.get_filename_list(MODELS), *others]
     return [name for name in names if name.lower().endswith(READABLE)]
 
 
 def find_model(name: str) -> tuple[Path, str]:
     """Find a model by a name of `model_names`: its path, and the kind of folder that it is in.
 
-    That of a checkpoint may come without its folder, as a converting node gives it. Raises
-    NodeError where there is none of this name.
+    That of a checkpoint or encoder may come without its folder, as a converting node gives it.
+    Raises NodeError where there is none of this name.
     """
     if isinstance(name, str) and name.lower().endswith(READABLE):
-        places = [(MODELS, name), (CHECKPOINTS, name.removeprefix(f"{CHECKPOINTS}/"))]
+        kinds = (MODELS, CHECKPOINTS, ENCODERS)
         # A name that comes by a link may know its kind.
-        if getattr(name, "kind", MODELS) == CHECKPOINTS:
-            places.reverse()
+        known = getattr(name, "kind", MODELS)
+        first = (known, *(kind for kind in kinds if kind != known))
+        places = [(kind, name.removeprefix(f"{kind}/")) for kind in first]
         for kind, one in places:
             if path := listed(kind, one):
                 return path, kind

@@ -17,6 +17,7 @@ import torch
 from comfy_api.latest import io
 
 from .files import (
+    ENCODERS,
     LISTED,
     NONE,
     find_lora,
@@ -91,8 +92,9 @@ def settings_inputs() -> list[io.Input]:
             "name",
             default="",
             placeholder="the source's name + format",
-            tooltip="of the new file in models/diffusion_models (a checkpoint goes to "
-            "models/checkpoints); empty: the source's name with the format at its end",
+            tooltip="of the new file in models/diffusion_models (checkpoints and "
+            "text encoders go to their own folders); empty: the source's name with the format at "
+            "its end",
         ),
         io.Boolean.Input(
             "overwrite",
@@ -225,8 +227,13 @@ def merges(loras: object) -> Iterator[str]:
         yield f"{find_lora(pair[0])}:{pair[1]:g}"
 
 
-def words_of(program: ModuleType, values: dict, files: dict[str, Path]) -> Iterator[str]:
-    """Write the inputs as the command line takes them; files are those of `files_of`."""
+def words_of(
+    program: ModuleType, values: dict, files: dict[str, Path], kind: str = ""
+) -> Iterator[str]:
+    """Write the inputs as the command line takes them.
+
+    files: those of `files_of`; kind: the folder of the source. Text encoders take no input scales.
+    """
     if values["goal"] != "balanced":
         yield from ("--goal", values["goal"])
     card = card_here(program) if values["card"] == THIS_CARD else CARDS[values["card"]]
@@ -243,7 +250,7 @@ def words_of(program: ModuleType, values: dict, files: dict[str, Path]) -> Itera
     if formats := values["formats"] or formats_here(program, card, values):
         yield from ("--formats", formats)
     if "statistics" in files:
-        headroom = bakes_scales(program, card, formats, values)
+        headroom = kind != ENCODERS and bakes_scales(program, card, formats, values)
         yield from ("--activation-stats", str(files["statistics"]))
         yield from ("--input-scale-policy", "headroom") * headroom
     for merged in merges(values.get("loras")):
@@ -347,7 +354,7 @@ def task_of(program: ModuleType, source: object, kind: str, values: dict) -> obj
     output = output_file(kind, values["name"]) if values["name"].strip() else folder
     files = files_of(values)
     # A dry run takes any name; whether a file has it is seen to by `deliver`.
-    words = [str(source), str(output), "--dry-run", *words_of(program, values, files)]
+    words = [str(source), str(output), "--dry-run", *words_of(program, values, files, kind)]
     with refusing(program):
         (task,) = program.parse_tasks(words)
     loras = (find_lora(name) for name, _ in values.get("loras") or ())

@@ -22,7 +22,7 @@ from nvfp4.guides.family import find_family
 from nvfp4.guides.gguf import match_gguf
 from nvfp4.guides.layer_config import match_layer_list, read_layer_config
 from nvfp4.guides.parts import part_guides
-from nvfp4.guides.recording import add_recordings, check_recording, read_recording
+from nvfp4.guides.recording import add_recordings, check_recording, named_as_in, read_recording
 from nvfp4.guides.records import Calibration, Guides, Recorded
 from nvfp4.guides.sensitivity import listed_sensitivity, measured_layers, recorded_sensitivity
 from nvfp4.model import Model
@@ -48,6 +48,7 @@ def read_guides(options: Options, model: Model) -> Guides:
     recordings = {path: read_recording(path) for path in dict.fromkeys(options.activation_stats)}
     # A file that is named twice counts twice, as two equal recordings would.
     recording = add_recordings((path, recordings[path]) for path in options.activation_stats)
+    recording = named_as_in(model, recording)
     summary, left_out = read_summary(options)
     sources = calibration_sources(options, reference, recording, summary)
     listed = options.full_precision_mm_layers

@@ -267,11 +267,27 @@ def is_part(parts: dict[str, TensorRef], part: str, dtype: str) -> bool:
     return 0 < size <= MAX_CHANNELS and ref.dtype == dtype and size == sizes.get(part, size)
 
 
+def named_as_in(model: Model, recording: dict[str, Recorded]) -> dict[str, Recorded]:
+    """Give a recording the names that a text encoder's file has for its layers.
+
+    ComfyUI's modules, which were recorded, lack the part that transformers puts before the layers
+    of a language model beside a vision tower.
+    """
+    there = {bare(ref.layer) for ref in model.linear_weights}
+
+    def in_file(layer: str) -> str:
+        renamed = f"language_model.{layer}"
+        return renamed if layer not in there and renamed in there else layer
+
+    return {in_file(layer): recorded for layer, recorded in recording.items()}
+
+
 def check_recording(recording: dict[str, Recorded], model: Model) -> None:
     """Raise ConvertError if a recording is not of this model.
 
     None of its layers is in the model, or layers of the same name have other numbers of columns.
     """
+    recording = named_as_in(model, recording)
     columns = {bare(ref.layer): ref.shape[1] for ref in model.linear_weights}
     known = recording.keys() & columns.keys()
     wrong = [layer for layer in known if recording[layer].channels != columns[layer]]

@@ -134,3 +134,14 @@ def test_memory_stays_flat(server, client, long_model):
     for number in range(1, 4):
         assert run(number).ended == "execution_success"
     assert server.memory() - before < 32e6
+
+
+def test_text_encoders_are_listed_with_their_folder_and_taken_for_what_they_are(server, client):
+    """The small one of these tests is no whole T5, which the line on the node says."""
+    listed = server.get("object_info/NVFP4Convert")["NVFP4Convert"]["input"]["required"]
+    facts = listed["model_file"]
+    names = facts[1]["options"] if len(facts) > 1 and "options" in facts[1] else facts[0]
+    assert "text_encoders/umt5.safetensors" in names
+    prompt = client.run({"1": server.convert("text_encoders/umt5.safetensors", "small")})
+    assert prompt.ended == "execution_error"
+    assert "is not a whole T5 model" in prompt.error["exception_message"]

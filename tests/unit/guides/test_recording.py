@@ -8,7 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from nvfp4.errors import ConvertError
-from nvfp4.guides.recording import RECORDING_FORMAT, read_recording
+from nvfp4.guides.recording import RECORDING_FORMAT, named_as_in, read_recording
+from support.files import model_with
 from support.plans import plans_of
 
 
@@ -77,3 +78,12 @@ def test_damaged_moments_are_refused(moments, tmp_path, change, message):
     save_file(tensors, path, metadata)
     with pytest.raises(ConvertError, match=message):
         read_recording(path)
+
+
+def test_a_recording_has_the_names_that_an_encoders_file_has():
+    """ComfyUI's modules have no `language_model` in their names, which files of Qwen3-VL have."""
+    names = ["language_model.layers.0.mlp.up_proj", "visual.blocks.0.mlp.up_proj"]
+    model = model_with([f"model.{name}.weight" for name in names])
+    recorded = {"layers.0.mlp.up_proj": "text", "visual.blocks.0.mlp.up_proj": "picture", "x": "y"}
+    found = named_as_in(model, recorded)
+    assert found == {names[0]: "text", names[1]: "picture", "x": "y"}
