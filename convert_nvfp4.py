@@ -4730,6 +4730,35 @@ KANDINSKY = (
     Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
     Runs(r"\.cross_attention\.to_(key|value)$", "text"),
 )
+# Image models of a token for every 16 pixels, and rules for what BY_NAME does not tell of them.
+IMAGE_RULES = {
+    "qwen-image-2.1": (Runs(r"^transformer_blocks\.", "image+text"),),
+    "mage-flow": (),
+    "lens": (),
+    "krea2": (Runs(r"^blocks\.", "image+text"),),
+    "ideogram4": (
+        Runs(r"\.adaln_modulation$|^t_embedding\.", "once"),
+        Runs(r"^llm_cond_proj$", "text"),
+        Runs(r"^(layers\.|input_proj$|final_layer\.linear$)", "image+text"),
+    ),
+    "ernie-image": (
+        Runs(r"^final_norm\.linear$", "once"),
+        Runs(r"^(layers\.|final_linear$)", "image+text"),
+    ),
+    "boogu": (
+        Runs(r"norm\d\.linear$|^norm_out\.linear_1$", "once"),
+        Runs(r"\.caption_embedder\.|\.instruct_feed_forward\.|\.instruct_(to_|out)", "text"),
+    ),
+    "omnigen2": (
+        Runs(r"norm1\.linear$|^norm_out\.linear_1$", "once"),
+        Runs(r"\.caption_embedder\.", "text"),
+        Runs(r"^(layers\.|norm_out\.linear_2$)", "image+text"),
+    ),
+    "joyimage": (),
+    "hidream": (),
+    "auraflow": (Runs(r"^double_layers\.\d+\.(attn\.w1|mlpC\.)", "text"),),
+    "pixeldit": (),
+}
 # UNets halve the resolution between levels of three blocks each. A block's last layer may resample
 # it, and has the resolution of the next block then.
 UNET_SMALL = (
@@ -4828,6 +4857,29 @@ RUNS = {
         title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
         counts={"image": 11130, "text": PROMPT, "vision": 729},
         rules=(Runs(r"^vision_in\.", "vision"),),
+    ),
+    **{
+        name: TypicalRun(
+            title=f"1024 x 1024, {PROMPT} tokens of text",
+            counts={"image": 4096, "text": PROMPT},
+            rules=rules,
+        )
+        for name, rules in IMAGE_RULES.items()
+    },
+    # It sees a prompt by CLIP and by T5.
+    "sd3": TypicalRun(title="1024 x 1024, 231 tokens of text", counts={"image": 4096, "text": 231}),
+    "hunyuan-dit": TypicalRun(
+        title="1024 x 1024, 333 tokens of text", counts={"image": 4096, "text": 333}
+    ),
+    "pixart": TypicalRun(
+        title="1024 x 1024, 300 tokens of text", counts={"image": 4096, "text": 300}
+    ),
+    # Patches of 32 pixels.
+    "hidream-o1": TypicalRun(
+        title=f"2048 x 2048, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
+    ),
+    "sensenova-u1.5": TypicalRun(
+        title=f"2048 x 2048, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
     ),
     # The adapter makes text of the prompt once, which is padded to 512 tokens then.
     "anima": TypicalRun(
@@ -5710,6 +5762,16 @@ TEXT_ATTENTION = Keep(
     EIGHT_BITS,
     "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
 )
+
+
+def by_structure(layers: str, what: str, precision: str = EIGHT_BITS) -> Keep:
+    """Keep layers of a family of which nobody has published which are sensitive.
+
+    layers: a regular expression, as in Keep. what: what kind of layers these are, for the reason.
+    """
+    return Keep(layers, precision, f"{what}: by structure, as nothing is published on it")
+
+
 # For Cosmos-Predict2 and Anima, which is built like it.
 ADALN_AND_MLP = (
     Keep(
@@ -6195,6 +6257,44 @@ def checkpoint_encoders(
 # Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.29 where no comment says
 # otherwise). What is outside the blocks stays 16-bit, as in every tool that these rows name.
 IMAGE_FAMILIES = {
+    # Built like Qwen-Image, whose keys these have as well. What Comfy-Org's int8_convrot file of
+    # Qwen-Image 2.1 has in 16 bits is outside the blocks, as here.
+    "qwen-image-2.1": Family(
+        title="Qwen-Image 2.1",
+        keys=(
+            r"txt_in\.text_norm\.weight ",
+            r"transformer_blocks\.0\.img_mlp\.(gate_up|proj)\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        outside=("img_in", "txt_in.in_layer", "modulation.1", "norm_out.linear", "proj_out"),
+        keeps=(ATTENTION_V, by_structure(r"\.img_mlp\.out$", "feed-forward down projection")),
+        makes=("image",),
+        known_as=("qwen_image_2.1",),
+    ),
+    "mage-flow": Family(
+        title="Mage-Flow",
+        keys=(r"txt_norm\.weight \[2560\]", r"proj_out\.weight \[128, "),
+        blocks=(("transformer_blocks",),),
+        outside=("img_in", "txt_in", "norm_out.linear", "proj_out"),
+        keeps=(by_structure(r"\.(img|txt)_mod\.1$", "modulation reaches every token"), ATTENTION_V),
+        makes=("image",),
+        known_as=("mage_flow",),
+    ),
+    "lens": Family(
+        title="Lens",
+        keys=(
+            r"transformer_blocks\.0\.img_mlp\.w1\.weight ",
+            r"transformer_blocks\.0\.attn\.norm_added_q\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        outside=("img_in", "txt_in", "norm_out.linear", "proj_out"),
+        keeps=(
+            by_structure(r"\.(img|txt)_mod\.1$", "modulation reaches every token"),
+            by_structure(r"\.attn\.(img|txt)_qkv$", "fused attention QKV"),
+        ),
+        makes=("image",),
+        known_as=("Microsoft Lens",),
+    ),
     "qwen-image": Family(
         title="Qwen-Image",
         keys=(r"txt_norm\.weight ", r"transformer_blocks\.0\.img_mod\.1\.weight "),
@@ -6221,6 +6321,7 @@ IMAGE_FAMILIES = {
             ATTENTION_V,
         ),
         makes=("image",),
+        known_as=("Qwen-Image 2512", "Qwen-Image-Edit 2509", "qwen_image_edit"),
     ),
     "flux2": Family(
         title="Flux 2",
@@ -6232,6 +6333,7 @@ IMAGE_FAMILIES = {
             ATTENTION_QKV,
         ),
         makes=("image",),
+        known_as=("FLUX.2", "klein"),
     ),
     "chroma": Family(
         title="Chroma",
@@ -6244,15 +6346,25 @@ IMAGE_FAMILIES = {
         ),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
         makes=("image",),
+        known_as=("Chroma1-HD", "Chroma1-Radiance", "Zeta-Chroma"),
     ),
     "flux": Family(
         title="Flux",
         keys=(FLUX_KEY, r"img_in\.weight "),
-        variants={"dev": r"guidance_in\.", "schnell": r"vector_in\."},
+        variants={
+            "Fill": r"img_in\.weight \[\d+, 384\]",
+            "Canny or Depth": r"img_in\.weight \[\d+, 128\]",
+            "Ovis": r"double_blocks\.0\.img_mlp\.gate_proj\.weight ",
+            "LongCat": r"txt_in\.weight \[\d+, 3584\]",
+            "dev": r"guidance_in\.",
+            "schnell": r"vector_in\.",
+        },
         blocks=FLUX_BLOCKS,
         outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
         makes=("image",),
+        # Kontext and Krea have the names and shapes of dev.
+        known_as=("FLUX.1", "Kontext", "Flux Krea", "LongCat-Image", "Ovis-Image", "flux1-dev"),
     ),
     "z-image": Family(
         title="Z-Image",
@@ -6282,14 +6394,17 @@ IMAGE_FAMILIES = {
             DOWN_PROJECTION,
         ),
         makes=("image",),
+        known_as=("Z-Image Turbo", "Z-Image Omni", "Ming-Image Design", "z_image_turbo"),
     ),
     "lumina2": Family(
         title="Lumina 2",
         keys=(r"cap_embedder\.1\.weight ", r"noise_refiner\.0\.attention\.k_norm\.weight "),
+        variants={"NewBie": r"clip_text_pooled_proj\.0\.weight "},
         blocks=(("layers",),),
         outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
         makes=("image",),
+        known_as=("Lumina Image 2.0", "Neta Lumina", "NewBie-Image"),
     ),
     "anima": Family(
         title="Anima",
@@ -6298,6 +6413,225 @@ IMAGE_FAMILIES = {
         outside=("x_embedder.proj.1", "t_embedder.1.linear_1", "final_layer.linear"),
         keeps=ADALN_AND_MLP,
         makes=("image",),
+    ),
+}
+
+
+# ── nvfp4/families/image_others.py: More families of models that make images: a row for each ──────
+
+IMAGE_MAKES = ("image",)
+OTHER_IMAGE_FAMILIES = {
+    # Comfy-Org's NVFP4 file has all layers of the blocks in NVFP4 and marks three of them for
+    # full-precision matmul, as blue-pen5805/krea2-quantizer records; text fusion is 16-bit there.
+    "krea2": Family(
+        title="Krea 2",
+        keys=(r"txtfusion\.projector\.weight ", r"blocks\.0\.attn\.wq\.weight "),
+        blocks=(("blocks",),),
+        outside=("first", "last.linear", "tmlp.0", "tproj.1", "txtmlp.1"),
+        keeps=(by_structure(r"^blocks\.\d+\.attn\.wv$", "attention V, which is small"),),
+        full_precision=r"\.(attn\.(gate|wo)|mlp\.down)$",
+        makes=IMAGE_MAKES,
+        known_as=("K2", "krea2_turbo", "krea2_raw"),
+    ),
+    # Comfy-Org/comfy-quants quantises every linear layer of the blocks, and nothing outside.
+    "ideogram4": Family(
+        title="Ideogram 4",
+        keys=(r"embed_image_indicator\.weight ", r"llm_cond_proj\.weight "),
+        blocks=(("layers",),),
+        outside=("input_proj", "llm_cond_proj", "adaln_proj", "final_layer.linear"),
+        keeps=(
+            by_structure(r"\.adaln_modulation$", "modulation reaches every token"),
+            ATTENTION_QKV,
+            DOWN_PROJECTION,
+        ),
+        makes=IMAGE_MAKES,
+        known_as=("Ideogram 4 unconditional",),
+    ),
+    # bedovyy/comfy-dit-quantizer (ernie-image-nvfp4.json) has the blocks in NVFP4, and modulation,
+    # which all blocks share, in 16 bits.
+    "ernie-image": Family(
+        title="ERNIE-Image",
+        keys=(r"layers\.0\.mlp\.linear_fc2\.weight ", r"layers\.0\.adaLN_sa_ln\.weight "),
+        blocks=(("layers",),),
+        outside=("text_proj", "time_embedding.linear_1", "adaLN_modulation.1", "final_linear"),
+        keeps=(ATTENTION_V, by_structure(r"\.mlp\.linear_fc2$", "feed-forward down projection")),
+        makes=IMAGE_MAKES,
+        known_as=("ERNIE-Image-Turbo",),
+    ),
+    "boogu": Family(
+        title="Boogu-Image",
+        keys=(r"double_stream_layers\.0\.img_instruct_attn\.processor\.img_to_q\.weight ",),
+        blocks=(("double_stream_layers", "single_stream_layers"),),
+        outside=("x_embedder", "time_caption_embed.caption_embedder.1", "norm_out.linear_2"),
+        keeps=(
+            by_structure(r"norm\d\.linear$", "modulation reaches every token"),
+            by_structure(r"(\.|_)to_v$", "attention V, which is small"),
+            by_structure(r"feed_forward\.linear_2$", "feed-forward down projection"),
+        ),
+        makes=IMAGE_MAKES,
+    ),
+    "omnigen2": Family(
+        title="OmniGen2",
+        keys=(
+            r"time_caption_embed\.timestep_embedder\.linear_1\.bias ",
+            r"layers\.0\.attn\.to_q\.weight ",
+        ),
+        blocks=(("layers",),),
+        outside=("x_embedder", "time_caption_embed.caption_embedder.1", "norm_out.linear_2"),
+        keeps=(
+            by_structure(r"norm1\.linear$", "modulation reaches every token"),
+            ATTENTION_V,
+            by_structure(r"feed_forward\.linear_2$", "feed-forward down projection"),
+        ),
+        makes=IMAGE_MAKES,
+    ),
+    "joyimage": Family(
+        title="JoyImage",
+        keys=(
+            r"double_blocks\.0\.attn\.img_attn_q_norm\.weight ",
+            r"condition_embedder\.time_proj\.weight ",
+        ),
+        blocks=(("double_blocks",),),
+        outside=(
+            "condition_embedder.time_proj",
+            "condition_embedder.text_embedder.linear_1",
+            "proj_out",
+        ),
+        keeps=(ATTENTION_QKV, DOWN_PROJECTION),
+        makes=IMAGE_MAKES,
+        known_as=("JoyImage-Edit", "JoyAI-Image"),
+    ),
+    "hidream": Family(
+        title="HiDream I1",
+        keys=(
+            r"caption_projection\.0\.linear\.weight ",
+            r"double_stream_blocks\.0\.block\.attn1\.to_q\.weight ",
+        ),
+        blocks=(("double_stream_blocks", "single_stream_blocks"),),
+        outside=(
+            "x_embedder.proj",
+            "t_embedder.timestep_embedder.linear_1",
+            "p_embedder.pooled_embedder.linear_1",
+            "final_layer.linear",
+        ),
+        keeps=(
+            by_structure(r"\.adaLN_modulation\.1$", "modulation reaches every token"),
+            ATTENTION_V,
+            Keep(
+                r"experts(\.\d+)?\.w2$",
+                EIGHT_BITS,
+                "down projection of the experts: Q6_K in a Q5_K_M",
+            ),
+        ),
+        makes=IMAGE_MAKES,
+        known_as=("hidream_i1_full", "hidream_i1_dev", "hidream_i1_fast", "HiDream E1"),
+    ),
+    # The vision tower, outside the blocks, sees reference images alone.
+    "hidream-o1": Family(
+        title="HiDream O1",
+        keys=(r"t_embedder1\.mlp\.0\.weight ", r"x_embedder\.proj1\.weight "),
+        blocks=(("language_model.layers",),),
+        outside=("visual.patch_embed.proj", "x_embedder.proj1", "final_layer2.linear"),
+        keeps=(
+            Keep(
+                r"^language_model\..*\.mlp\.down_proj$",
+                EIGHT_BITS,
+                "feed-forward down projection: its inputs overflow float16 (ComfyUI's "
+                "supported_models.py)",
+            ),
+            by_structure(r"\.self_attn\.v_proj$", "attention V, which is small"),
+        ),
+        makes=IMAGE_MAKES,
+        known_as=("HiDream-O1-Image",),
+    ),
+    "sd3": Family(
+        title="Stable Diffusion 3",
+        keys=(r"joint_blocks\.0\.context_block\.attn\.qkv\.weight ",),
+        variants={
+            "3.5 Medium": r"joint_blocks\.0\.x_block\.attn2\.qkv\.weight ",
+            "3.5 Large": r"joint_blocks\.0\.x_block\.attn\.qkv\.weight \[7296, ",
+        },
+        blocks=(("joint_blocks",),),
+        uneven=True,
+        outside=("context_embedder", "t_embedder.mlp.0", "final_layer.linear"),
+        keeps=(
+            by_structure(r"\.adaLN_modulation\.1$", "modulation reaches every token"),
+            Keep(r"\.attn2?\.qkv$", EIGHT_BITS, ATTENTION_QKV.why),
+        ),
+        makes=IMAGE_MAKES,
+        known_as=("SD3", "SD 3.5", "sd3.5_large", "sd3.5_medium"),
+    ),
+    "auraflow": Family(
+        title="AuraFlow",
+        keys=(r"double_layers\.0\.attn\.w1q\.weight ", r"cond_seq_linear\.weight "),
+        blocks=(("double_layers", "single_layers"),),
+        outside=("init_x_linear", "cond_seq_linear", "t_embedder.mlp.0", "final_linear"),
+        keeps=(
+            by_structure(r"\.mod(C|X|CX)\.1$", "modulation reaches every token"),
+            Keep(r"\.attn\.w[12]v$", EIGHT_BITS, ATTENTION_V.why),
+        ),
+        makes=IMAGE_MAKES,
+        known_as=("Pony V7", "aura_flow"),
+    ),
+    "hunyuan-dit": Family(
+        title="Hunyuan DiT",
+        keys=(r"mlp_t5\.0\.weight ", r"blocks\.0\.attn1\.Wqkv\.weight "),
+        blocks=(("blocks",),),
+        outside=("mlp_t5.0", "pooler.q_proj", "extra_embedder.0", "final_layer.linear"),
+        keeps=(
+            by_structure(r"\.default_modulation\.1$", "modulation reaches every token"),
+            by_structure(r"\.(attn1\.Wqkv|attn2\.kv_proj)$", "fused attention QKV"),
+            DOWN_PROJECTION,
+        ),
+        makes=IMAGE_MAKES,
+    ),
+    "pixart": Family(
+        title="PixArt",
+        keys=(r"t_block\.1\.weight ", r"blocks\.0\.cross_attn\.kv_linear\.weight "),
+        variants={"Alpha": r"ar_embedder\.mlp\.0\.weight ", "Sigma": r"t_block\.1\.weight "},
+        blocks=(("blocks",),),
+        outside=("t_block.1", "t_embedder.mlp.0", "y_embedder.y_proj.fc1", "final_layer.linear"),
+        keeps=(
+            ATTENTION_QKV,
+            by_structure(r"\.cross_attn\.kv_linear$", "keys and values of the text"),
+            DOWN_PROJECTION,
+        ),
+        makes=IMAGE_MAKES,
+    ),
+    "pixeldit": Family(
+        title="PixelDiT",
+        keys=(
+            r"(core\.)?pixel_embedder\.proj\.weight ",
+            r"(core\.)?patch_blocks\.0\.attn\.qkv_x\.weight ",
+        ),
+        variants={"PiD": r"lq_proj\.latent_proj\.0\.weight "},
+        blocks=(("patch_blocks", "core.patch_blocks"),),
+        outside=(
+            "s_embedder.proj|core.s_embedder.proj",
+            "y_embedder.proj|core.y_embedder.proj",
+            "final_layer.linear|core.final_layer.linear",
+        ),
+        together=(("lq_proj.latent_proj", "lq_proj.output_heads", "lq_proj.gate_modules"),),
+        keeps=(
+            by_structure(r"\.adaLN_modulation_(img|txt)\.0$", "modulation reaches every token"),
+            by_structure(r"\.attn\.qkv_[xy]$", "fused attention QKV"),
+        ),
+        makes=IMAGE_MAKES,
+        known_as=("PiD decoder", "pixel diffusion decoder"),
+    ),
+    "sensenova-u1.5": Family(
+        title="SenseNova U1.5",
+        keys=(
+            r"fm_modules\.vision_model_mot_gen\.embeddings\.patch_embedding\.weight ",
+            r"language_model\.model\.layers\.0\.self_attn\.q_proj_mot_gen\.weight ",
+        ),
+        blocks=(("language_model.model.layers",),),
+        outside=("fm_modules.timestep_embedder.mlp.0", "fm_modules.timestep_embedder.mlp.2"),
+        keeps=(
+            by_structure(r"\.self_attn\.v_proj(_mot_gen)?$", "attention V, which is small"),
+            by_structure(r"\.mlp(_mot_gen)?\.down_proj$", "feed-forward down projection"),
+        ),
+        makes=IMAGE_MAKES,
     ),
 }
 
@@ -6762,7 +7096,14 @@ VIDEO_FAMILIES = {
 
 # Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
 # first, and models that make images are often built like older ones that make videos.
-FAMILIES = IMAGE_FAMILIES | VIDEO_FAMILIES | AUDIO_FAMILIES | SOLID_FAMILIES | UNET_FAMILIES
+FAMILIES = {
+    **IMAGE_FAMILIES,
+    **OTHER_IMAGE_FAMILIES,
+    **VIDEO_FAMILIES,
+    **AUDIO_FAMILIES,
+    **SOLID_FAMILIES,
+    **UNET_FAMILIES,
+}
 # Every row by its name, text encoders besides.
 ROWS = FAMILIES | ENCODERS
 # All names of blocks, each once, for reports that group layers by block.
@@ -18894,13 +19235,15 @@ def comfyui_names(path: Path, tensors: Mapping[str, TensorRef]) -> Renaming:
     refuse_equal_names(path, names)
     refuse_averages(path, names)
     shapes = {names[name]: ref.shape for name, ref in tensors.items()}
-    if prefixes := renamed_prefixes(shapes):
+    # Some diffusion models have a language model inside, named as a text encoder's file names it.
+    is_model = bool(model_prefixes(shapes))
+    if not is_model and (prefixes := renamed_prefixes(shapes)):
         names = {old: with_prefixes(name, prefixes) for old, name in names.items()}
         refuse_equal_names(path, names)
         there = {old for old in prefixes if any(name.startswith(old) for name in shapes)}
         put = " and ".join(sorted({prefixes[old] for old in there}))
         return Renaming(names, tuple(sorted(lost | there)), put)
-    if encoder_of(shapes)[0]:
+    if not is_model and encoder_of(shapes)[0]:
         return Renaming(names, tuple(sorted(lost)))
     prefix = only_prefix(path, shapes)
     put = ""

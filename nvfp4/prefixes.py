@@ -94,13 +94,15 @@ def comfyui_names(path: Path, tensors: Mapping[str, TensorRef]) -> Renaming:
     refuse_equal_names(path, names)
     refuse_averages(path, names)
     shapes = {names[name]: ref.shape for name, ref in tensors.items()}
-    if prefixes := renamed_prefixes(shapes):
+    # Some diffusion models have a language model inside, named as a text encoder's file names it.
+    is_model = bool(model_prefixes(shapes))
+    if not is_model and (prefixes := renamed_prefixes(shapes)):
         names = {old: with_prefixes(name, prefixes) for old, name in names.items()}
         refuse_equal_names(path, names)
         there = {old for old in prefixes if any(name.startswith(old) for name in shapes)}
         put = " and ".join(sorted({prefixes[old] for old in there}))
         return Renaming(names, tuple(sorted(lost | there)), put)
-    if encoder_of(shapes)[0]:
+    if not is_model and encoder_of(shapes)[0]:
         return Renaming(names, tuple(sorted(lost)))
     prefix = only_prefix(path, shapes)
     put = ""

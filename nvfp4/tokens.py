@@ -65,6 +65,35 @@ KANDINSKY = (
     Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
     Runs(r"\.cross_attention\.to_(key|value)$", "text"),
 )
+# Image models of a token for every 16 pixels, and rules for what BY_NAME does not tell of them.
+IMAGE_RULES = {
+    "qwen-image-2.1": (Runs(r"^transformer_blocks\.", "image+text"),),
+    "mage-flow": (),
+    "lens": (),
+    "krea2": (Runs(r"^blocks\.", "image+text"),),
+    "ideogram4": (
+        Runs(r"\.adaln_modulation$|^t_embedding\.", "once"),
+        Runs(r"^llm_cond_proj$", "text"),
+        Runs(r"^(layers\.|input_proj$|final_layer\.linear$)", "image+text"),
+    ),
+    "ernie-image": (
+        Runs(r"^final_norm\.linear$", "once"),
+        Runs(r"^(layers\.|final_linear$)", "image+text"),
+    ),
+    "boogu": (
+        Runs(r"norm\d\.linear$|^norm_out\.linear_1$", "once"),
+        Runs(r"\.caption_embedder\.|\.instruct_feed_forward\.|\.instruct_(to_|out)", "text"),
+    ),
+    "omnigen2": (
+        Runs(r"norm1\.linear$|^norm_out\.linear_1$", "once"),
+        Runs(r"\.caption_embedder\.", "text"),
+        Runs(r"^(layers\.|norm_out\.linear_2$)", "image+text"),
+    ),
+    "joyimage": (),
+    "hidream": (),
+    "auraflow": (Runs(r"^double_layers\.\d+\.(attn\.w1|mlpC\.)", "text"),),
+    "pixeldit": (),
+}
 # UNets halve the resolution between levels of three blocks each. A block's last layer may resample
 # it, and has the resolution of the next block then.
 UNET_SMALL = (
@@ -163,6 +192,29 @@ RUNS = {
         title=f"25 frames of 848 x 480, {PROMPT} tokens of text",
         counts={"image": 11130, "text": PROMPT, "vision": 729},
         rules=(Runs(r"^vision_in\.", "vision"),),
+    ),
+    **{
+        name: TypicalRun(
+            title=f"1024 x 1024, {PROMPT} tokens of text",
+            counts={"image": 4096, "text": PROMPT},
+            rules=rules,
+        )
+        for name, rules in IMAGE_RULES.items()
+    },
+    # It sees a prompt by CLIP and by T5.
+    "sd3": TypicalRun(title="1024 x 1024, 231 tokens of text", counts={"image": 4096, "text": 231}),
+    "hunyuan-dit": TypicalRun(
+        title="1024 x 1024, 333 tokens of text", counts={"image": 4096, "text": 333}
+    ),
+    "pixart": TypicalRun(
+        title="1024 x 1024, 300 tokens of text", counts={"image": 4096, "text": 300}
+    ),
+    # Patches of 32 pixels.
+    "hidream-o1": TypicalRun(
+        title=f"2048 x 2048, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
+    ),
+    "sensenova-u1.5": TypicalRun(
+        title=f"2048 x 2048, {PROMPT} tokens of text", counts={"image": 4096, "text": PROMPT}
     ),
     # The adapter makes text of the prompt once, which is padded to 512 tokens then.
     "anima": TypicalRun(

@@ -17,11 +17,50 @@ from nvfp4.families.records import (
     TEXT_ATTENTION,
     Family,
     Keep,
+    by_structure,
 )
 
 # Keys and shapes are as ComfyUI reads them (comfy/model_detection.py, 0.29 where no comment says
 # otherwise). What is outside the blocks stays 16-bit, as in every tool that these rows name.
 IMAGE_FAMILIES = {
+    # Built like Qwen-Image, whose keys these have as well. What Comfy-Org's int8_convrot file of
+    # Qwen-Image 2.1 has in 16 bits is outside the blocks, as here.
+    "qwen-image-2.1": Family(
+        title="Qwen-Image 2.1",
+        keys=(
+            r"txt_in\.text_norm\.weight ",
+            r"transformer_blocks\.0\.img_mlp\.(gate_up|proj)\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        outside=("img_in", "txt_in.in_layer", "modulation.1", "norm_out.linear", "proj_out"),
+        keeps=(ATTENTION_V, by_structure(r"\.img_mlp\.out$", "feed-forward down projection")),
+        makes=("image",),
+        known_as=("qwen_image_2.1",),
+    ),
+    "mage-flow": Family(
+        title="Mage-Flow",
+        keys=(r"txt_norm\.weight \[2560\]", r"proj_out\.weight \[128, "),
+        blocks=(("transformer_blocks",),),
+        outside=("img_in", "txt_in", "norm_out.linear", "proj_out"),
+        keeps=(by_structure(r"\.(img|txt)_mod\.1$", "modulation reaches every token"), ATTENTION_V),
+        makes=("image",),
+        known_as=("mage_flow",),
+    ),
+    "lens": Family(
+        title="Lens",
+        keys=(
+            r"transformer_blocks\.0\.img_mlp\.w1\.weight ",
+            r"transformer_blocks\.0\.attn\.norm_added_q\.weight ",
+        ),
+        blocks=(("transformer_blocks",),),
+        outside=("img_in", "txt_in", "norm_out.linear", "proj_out"),
+        keeps=(
+            by_structure(r"\.(img|txt)_mod\.1$", "modulation reaches every token"),
+            by_structure(r"\.attn\.(img|txt)_qkv$", "fused attention QKV"),
+        ),
+        makes=("image",),
+        known_as=("Microsoft Lens",),
+    ),
     "qwen-image": Family(
         title="Qwen-Image",
         keys=(r"txt_norm\.weight ", r"transformer_blocks\.0\.img_mod\.1\.weight "),
@@ -48,6 +87,7 @@ IMAGE_FAMILIES = {
             ATTENTION_V,
         ),
         makes=("image",),
+        known_as=("Qwen-Image 2512", "Qwen-Image-Edit 2509", "qwen_image_edit"),
     ),
     "flux2": Family(
         title="Flux 2",
@@ -59,6 +99,7 @@ IMAGE_FAMILIES = {
             ATTENTION_QKV,
         ),
         makes=("image",),
+        known_as=("FLUX.2", "klein"),
     ),
     "chroma": Family(
         title="Chroma",
@@ -71,15 +112,25 @@ IMAGE_FAMILIES = {
         ),
         keeps=(TEXT_ATTENTION, ATTENTION_QKV),
         makes=("image",),
+        known_as=("Chroma1-HD", "Chroma1-Radiance", "Zeta-Chroma"),
     ),
     "flux": Family(
         title="Flux",
         keys=(FLUX_KEY, r"img_in\.weight "),
-        variants={"dev": r"guidance_in\.", "schnell": r"vector_in\."},
+        variants={
+            "Fill": r"img_in\.weight \[\d+, 384\]",
+            "Canny or Depth": r"img_in\.weight \[\d+, 128\]",
+            "Ovis": r"double_blocks\.0\.img_mlp\.gate_proj\.weight ",
+            "LongCat": r"txt_in\.weight \[\d+, 3584\]",
+            "dev": r"guidance_in\.",
+            "schnell": r"vector_in\.",
+        },
         blocks=FLUX_BLOCKS,
         outside=("img_in", "txt_in", "time_in.in_layer", "final_layer.linear"),
         keeps=(MODULATION, TEXT_ATTENTION, ATTENTION_QKV),
         makes=("image",),
+        # Kontext and Krea have the names and shapes of dev.
+        known_as=("FLUX.1", "Kontext", "Flux Krea", "LongCat-Image", "Ovis-Image", "flux1-dev"),
     ),
     "z-image": Family(
         title="Z-Image",
@@ -109,14 +160,17 @@ IMAGE_FAMILIES = {
             DOWN_PROJECTION,
         ),
         makes=("image",),
+        known_as=("Z-Image Turbo", "Z-Image Omni", "Ming-Image Design", "z_image_turbo"),
     ),
     "lumina2": Family(
         title="Lumina 2",
         keys=(r"cap_embedder\.1\.weight ", r"noise_refiner\.0\.attention\.k_norm\.weight "),
+        variants={"NewBie": r"clip_text_pooled_proj\.0\.weight "},
         blocks=(("layers",),),
         outside=("x_embedder", "cap_embedder.1", "t_embedder.mlp.0", "final_layer.linear"),
         keeps=(ATTENTION_QKV, DOWN_PROJECTION),
         makes=("image",),
+        known_as=("Lumina Image 2.0", "Neta Lumina", "NewBie-Image"),
     ),
     "anima": Family(
         title="Anima",

@@ -120,6 +120,16 @@ TEXT_ATTENTION = Keep(
     EIGHT_BITS,
     "text attention: 16-bit in tritant/ComfyUI_Kitchen_nvfp4_Converter",
 )
+
+
+def by_structure(layers: str, what: str, precision: str = EIGHT_BITS) -> Keep:
+    """Keep layers of a family of which nobody has published which are sensitive.
+
+    layers: a regular expression, as in Keep. what: what kind of layers these are, for the reason.
+    """
+    return Keep(layers, precision, f"{what}: by structure, as nothing is published on it")
+
+
 # For Cosmos-Predict2 and Anima, which is built like it.
 ADALN_AND_MLP = (
     Keep(

@@ -13,6 +13,7 @@ import re
 from nvfp4.families.audio import AUDIO_FAMILIES
 from nvfp4.families.encoders import ENCODERS, encoder_of
 from nvfp4.families.image import IMAGE_FAMILIES
+from nvfp4.families.image_others import OTHER_IMAGE_FAMILIES
 from nvfp4.families.records import ANY_FAMILY
 from nvfp4.families.solid import SOLID_FAMILIES
 from nvfp4.families.unets import UNET_FAMILIES
@@ -21,7 +22,14 @@ from nvfp4.model import Model, bare, header_text
 
 # Families are looked for in this order: Flux's keys are in Flux 2 and Chroma as well, so these come
 # first, and models that make images are often built like older ones that make videos.
-FAMILIES = IMAGE_FAMILIES | VIDEO_FAMILIES | AUDIO_FAMILIES | SOLID_FAMILIES | UNET_FAMILIES
+FAMILIES = {
+    **IMAGE_FAMILIES,
+    **OTHER_IMAGE_FAMILIES,
+    **VIDEO_FAMILIES,
+    **AUDIO_FAMILIES,
+    **SOLID_FAMILIES,
+    **UNET_FAMILIES,
+}
 # Every row by its name, text encoders besides.
 ROWS = FAMILIES | ENCODERS
 # All names of blocks, each once, for reports that group layers by block.

@@ -10,6 +10,7 @@ import importlib
 import itertools
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -128,12 +129,29 @@ def build(path: str, arguments: dict | str) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def published(shapes: Shapes, path: str) -> Shapes:
-    """The names in the published file, where ComfyUI renames on loading: a norm's `scale`."""
-    if not path.startswith(("flux.", "chroma.")):
+def published(shapes: Shapes, path: str, detected: str = "") -> Shapes:
+    """The names in the published file, where ComfyUI renames on loading.
+
+    A norm's weight is called `scale` there, save in LongCat-Image. PixelDiT has one layer for the
+    modulation of a pixel block, where ComfyUI makes two of it.
+    """
+    if path.startswith("pixeldit."):
+        core = "core." if path.endswith("PixDiT_T2I") else ""
+        return {core + name: shape for name, shape in whole_modulation(shapes)}
+    if not path.startswith(("flux.", "chroma.")) or detected == "LongCatImage":
         return shapes
     norm = re.compile(r"(_norm|\.norms\.\d+)\.weight$")
     return {norm.sub(r"\1.scale", name): shape for name, shape in shapes.items()}
+
+
+def whole_modulation(shapes: Shapes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Put the two halves of PixelDiT's modulations together."""
+    for name, shape in shapes.items():
+        if "adaLN_modulation_mlp." in name:
+            continue
+        if "adaLN_modulation_msa." in name:
+            name, shape = name.replace("_msa.", ".0."), (2 * shape[0], *shape[1:])
+        yield name, shape
 
 
 def check(shapes: Shapes, model: Published) -> None:
@@ -156,7 +174,8 @@ def main(names: list[str]) -> None:
     (FAMILIES / "others").mkdir(parents=True, exist_ok=True)
     for name in names or MODELS:
         model = MODELS[name]
-        shapes = published(build(model.path, model.arguments), model.path)
+        built = build(model.path, model.arguments)
+        shapes = published(built, model.path, model.detected)
         check(shapes, model)
         out = FAMILIES / ("" if model.recognised else "others") / f"{name}.txt"
         numbers = 3 if name in UNET_MODELS or not model.recognised else 1

@@ -59,6 +59,32 @@ HUNYUAN_DIT = {
 PIXART = {"micro_condition": False, "model_max_length": 300}
 QWEN = "qwen_image.model.QwenImageTransformer2DModel"
 EDIT_2511 = {"default_ref_method": "index_timestep_zero"}
+SD3 = SD35_LARGE | {
+    "depth": 24,
+    "qk_norm": None,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 1536}
+    },
+}  # fmt: skip
+SD35_MEDIUM = SD3 | {
+    "qk_norm": "rms", "x_block_self_attn_layers": [*range(13)], "pos_embed_max_size": 384,
+    "num_patches": 147456,
+}  # fmt: skip
+LONGCAT = FLUX | {
+    "vec_in_dim": None, "context_in_dim": 3584, "guidance_embed": False, "depth": 10,
+    "depth_single_blocks": 20, "txt_ids_dims": [1, 2],
+}  # fmt: skip
+OVIS = LONGCAT | {
+    "context_in_dim": 2048, "depth": 6, "depth_single_blocks": 27, "yak_mlp": True,
+    "txt_norm": True,
+}  # fmt: skip
+NEWBIE = LUMINA2 | {"n_layers": 36, "cap_feat_dim": 2560, "clip_text_dim": 1024}
+MING = {name: value for name, value in Z_IMAGE.items() if name != "pad_tokens_multiple"}
+PIXART_ALPHA = {"micro_condition": True, "model_max_length": 120}
+QWEN21 = "qwen_image21.model.QwenImage21Transformer2DModel"
+PIXART_CLASS = "pixart.pixartms.PixArtMS"
+HYDIT = "hydit.models.HunYuanDiT"
+HYDIT_10 = {"depth": 40, "hidden_size": 1408, "mlp_ratio": 4.3637}
 
 IMAGE_MODELS = {
     "qwen_image": Published("Qwen-Image", QWEN, {}, "QwenImage", "Qwen-Image"),
@@ -101,14 +127,87 @@ IMAGE_MODELS = {
         "ZImagePixelSpace",
         "Z-Image",
     ),
-    "sd35_large": Published("SD 3.5 Large", MMDIT, SD35_LARGE, "SD3"),
-    "hidream_i1": Published("HiDream I1", HIDREAM, "caption_projection.0.linear.weight", "HiDream"),
-    "hunyuan_dit": Published(
-        "Hunyuan DiT 1.2", "hydit.models.HunYuanDiT", HUNYUAN_DIT, "HunyuanDiT1"
+    "flux_fill": Published(
+        "Flux.1 Fill dev",
+        "flux.model.Flux",
+        FLUX | {"in_channels": 96},
+        "FluxInpaint",
+        "Flux (Fill)",
     ),
-    "auraflow": Published("AuraFlow", "aura.mmdit.MMDiT", {}, "AuraFlow"),
-    "pixart_sigma": Published("PixArt Sigma", "pixart.pixartms.PixArtMS", PIXART, "PixArtSigma"),
-    "krea2": Published("Krea 2", "krea2.model.SingleStreamDiT", {}, "Krea2"),
+    "longcat_image": Published(
+        "LongCat-Image", "flux.model.Flux", LONGCAT, "LongCatImage", "Flux (LongCat)"
+    ),
+    "ovis_image": Published("Ovis-Image", "flux.model.Flux", OVIS, "FluxSchnell", "Flux (Ovis)"),
+    "newbie": Published(
+        "NewBie-Image Exp0.1", "lumina.model.NextDiT", NEWBIE, "Lumina2", "Lumina 2 (NewBie)"
+    ),
+    "ming_image": Published(
+        "Ming-Image Design", "lumina.model.NextDiT", MING, "MingImage", "Z-Image", "0.38"
+    ),
+    "sd3_medium": Published("SD 3 Medium", MMDIT, SD3, "SD3", "Stable Diffusion 3"),
+    "sd35_medium": Published(
+        "SD 3.5 Medium", MMDIT, SD35_MEDIUM, "SD3", "Stable Diffusion 3 (3.5 Medium)"
+    ),
+    "sd35_large": Published(
+        "SD 3.5 Large", MMDIT, SD35_LARGE, "SD3", "Stable Diffusion 3 (3.5 Large)"
+    ),
+    "auraflow": Published("AuraFlow", "aura.mmdit.MMDiT", {}, "AuraFlow", "AuraFlow"),
+    "hidream_i1": Published(
+        "HiDream I1", HIDREAM, "caption_projection.0.linear.weight", "HiDream", "HiDream I1"
+    ),
+    "hidream_o1": Published(
+        "HiDream O1", "hidream_o1.model.HiDreamO1Transformer", {}, "HiDreamO1", "HiDream O1"
+    ),
+    "hunyuan_dit": Published("Hunyuan DiT 1.2", HYDIT, HUNYUAN_DIT, "HunyuanDiT1", "Hunyuan DiT"),
+    "hunyuan_dit_10": Published("Hunyuan DiT 1.0", HYDIT, HYDIT_10, "HunyuanDiT", "Hunyuan DiT"),
+    "pixart_sigma": Published(
+        "PixArt Sigma", PIXART_CLASS, PIXART, "PixArtSigma", "PixArt (Sigma)"
+    ),
+    "pixart_alpha": Published(
+        "PixArt Alpha", PIXART_CLASS, PIXART_ALPHA, "PixArtAlpha", "PixArt (Alpha)"
+    ),
+    "krea2": Published("Krea 2", "krea2.model.SingleStreamDiT", {}, "Krea2", "Krea 2"),
+    "qwen_image_21": Published(
+        "Qwen-Image 2.1", QWEN21, {"fused_mlp": False}, "QwenImage21", "Qwen-Image 2.1", "0.38"
+    ),
+    "qwen_image_21_fused": Published(
+        "Qwen-Image 2.1, fused MLP", QWEN21, {}, "QwenImage21", "Qwen-Image 2.1", "0.38"
+    ),
+    "ideogram4": Published(
+        "Ideogram 4", "ideogram4.model.Ideogram4Transformer2DModel", {}, "Ideogram4", "Ideogram 4"
+    ),
+    "ernie_image": Published(
+        "ERNIE-Image", "ernie.model.ErnieImageModel", {}, "ErnieImage", "ERNIE-Image"
+    ),
+    "boogu_image": Published(
+        "Boogu-Image", "boogu.model.BooguTransformer2DModel", {}, "Boogu", "Boogu-Image"
+    ),
+    "omnigen2": Published(
+        "OmniGen2",
+        "omnigen.omnigen2.OmniGen2Transformer2DModel",
+        "time_caption_embed.timestep_embedder.linear_1.bias",
+        "Omnigen2",
+        "OmniGen2",
+    ),
+    "joyimage": Published(
+        "JoyImage", "joyimage.model.JoyImageTransformer3DModel", {}, "JoyImage", "JoyImage"
+    ),
+    "lens": Published("Lens", "lens.model.LensTransformer2DModel", {}, "Lens", "Lens"),
+    "mage_flow": Published(
+        "Mage-Flow", "mage_flow.model.MageFlowTransformer2DModel", {}, "MageFlow", "Mage-Flow"
+    ),
+    "pixeldit": Published(
+        "PixelDiT T2I", "pixeldit.model.PixDiT_T2I", {}, "PixelDiTT2I", "PixelDiT"
+    ),
+    "pid": Published("PiD", "pixeldit.pid.PidNet", {}, "PiD", "PixelDiT (PiD)"),
+    "sensenova_u15": Published(
+        "SenseNova U1.5",
+        "sensenova.model.SenseNovaU15",
+        {},
+        "SenseNovaU15",
+        "SenseNova U1.5",
+        "0.38",
+    ),
 }
 # {class: more configurations of it}, which make_classes.py looks at, too.
 IMAGE_CONFIGURATIONS: dict[str, list[dict | str]] = {

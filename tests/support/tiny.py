@@ -21,6 +21,9 @@ class Tiny:
     constants: what ComfyUI does not read from a file: (class, {argument: value}).
     prepare: changes more of ComfyUI before it loads the model.
     metadata: the header's.
+    last: the published block that becomes the last one, where that differs from the others.
+    without: names that a model with fewer blocks lacks: a regular expression for their beginning.
+    counted: whether every layer multiplies a number of tokens that `tokens` has a name for.
     """
 
     model: str
@@ -34,6 +37,9 @@ class Tiny:
     constants: tuple[str, dict] | None = None
     prepare: Callable[[], None] | None = None
     metadata: dict[str, str] | None = None
+    last: int = 0
+    without: str = "$"
+    counted: bool = True
 
 
 # Latents of images and videos, and the tokens of text that all are given.

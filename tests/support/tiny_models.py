@@ -31,17 +31,17 @@ from support.tiny_video import TINY_VIDEO
 
 # In a UNet, blocks of its transformers: the numbers of its own tell where the resolution changes.
 BLOCK = re.compile(
-    r"^(?:(?!(?:in|out)put_)\w*blocks|layers)\.(\d+)\.|\.\d+\.transformer_blocks\.(\d+)\."
+    r"((?:^(?!(?:in|out)put_)\w*(?:blocks|layers)|\.\d+\.transformer_blocks)\.)(\d+)\."
 )
 # {kind: small model}
 KINDS: dict[str, Tiny] = TINY_IMAGE | TINY_VIDEO | TINY_UNET
 
 
-def shrink(shapes: Shapes, widths: dict[int, int], blocks: int) -> Shapes:
+def shrink(shapes: Shapes, tiny: Tiny) -> Shapes:
     """The first blocks of each list of them, made narrower."""
 
     def narrow(size: int) -> int:
-        for width, small in widths.items():
+        for width, small in tiny.widths.items():
             if size and size % width == 0:
                 return size // width * small
         return size
@@ -49,7 +49,13 @@ def shrink(shapes: Shapes, widths: dict[int, int], blocks: int) -> Shapes:
     kept = {}
     for name, shape in shapes.items():
         block = BLOCK.search(name)
-        if block is None or int(block[1] or block[2]) < blocks:
+        number = int(block[2]) if block else 0
+        if block and tiny.last and number == tiny.last:
+            number = tiny.blocks - 1
+            name = f"{block[1]}{number}.{name[block.end() :]}"
+        elif block and tiny.last and number == tiny.blocks - 1:
+            continue
+        if number < tiny.blocks and not re.match(tiny.without, name):
             kept[name] = tuple(narrow(size) for size in shape)
     return kept
 
@@ -65,7 +71,7 @@ def values(name: str, shape: tuple[int, ...], generator: torch.Generator) -> tor
 def tiny_model(kind: str, path: Path, seed: int = 0) -> Path:
     """A small model of that kind in bfloat16, the same one for the same seed."""
     tiny = KINDS[kind]
-    shapes = shrink(read_headers(FAMILIES / f"{tiny.model}.txt"), tiny.widths, tiny.blocks)
+    shapes = shrink(read_headers(FAMILIES / f"{tiny.model}.txt"), tiny)
     generator = torch.Generator().manual_seed(seed)
     state = {name: values(name, shape, generator) for name, shape in shapes.items()}
     save_file(state, path, tiny.metadata)

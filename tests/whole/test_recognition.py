@@ -25,7 +25,7 @@ KEPT = {
         "motion_encoder.enc.fc.4.weight": (20, 512),
         "motion_encoder.dec.direction.weight": (512, 20),
     },
-    "others/hidream_i1": {
+    "hidream_i1": {
         "double_stream_blocks.3.block.ff_i.gate.weight": (4, 2560),
         "single_stream_blocks.31.block.ff_i.gate.weight": (4, 2560),
     },
@@ -38,20 +38,17 @@ KEPT = {
         "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
         "output_blocks.0.1.transformer_blocks.0.attn2.to_k.weight": (1280, 2048),
     },
-    "others/sd35_large": {
+    "sd35_large": {
         "context_embedder.weight": (2432, 4096),
         "y_embedder.mlp.0.weight": (2432, 2048),
     },
     "others/ace_step": {"lyric_embs.weight": (6693, 1024)},
-    "others/hunyuan_dit": {
-        "style_embedder.weight": (1, 1408),
-        "extra_embedder.0.weight": (5632, 3968),
-    },
+    "hunyuan_dit": {"style_embedder.weight": (1, 1408), "extra_embedder.0.weight": (5632, 3968)},
     "others/stable_audio": {
         "timestep_features.weight": (128, 1),
         "transformer.layers.0.self_attn.to_qkv.weight": (4608, 1536),
     },
-    "others/krea2": {"first.weight": (6144, 64), "txtfusion.projector.weight": (1, 12)},
+    "krea2": {"first.weight": (6144, 64), "txtfusion.projector.weight": (1, 12)},
     "qwen_image_layered": {"time_text_embed.addition_t_embedding.weight": (2, 3072)},
 }
 PRESETS = ("smart", "all", "auto")
@@ -74,7 +71,7 @@ def test_what_comfyui_cannot_load_packed_is_written_as_it_is(model, preset):
     assert any(dtype == "U8" and len(shape) == 2 for dtype, shape in found.values())
 
 
-@pytest.mark.parametrize("model", ["others/krea2", "others/auraflow", "sdxl"])
+@pytest.mark.parametrize("model", ["krea2", "auraflow", "sdxl"])
 def test_known_models_lose_no_linear_layer_to_the_careful_rule(model):
     report = planned_for(read_headers(FAMILIES / f"{model}.txt"), ["--preset", "all"])
     assert not any("may be those of embeddings" in note for note in report.notes)

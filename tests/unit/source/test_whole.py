@@ -28,7 +28,7 @@ print("RESULT", json.dumps(0))
 """
 # The last tenth of these, as they are written, is what the variant has besides Wan's own layers, or
 # the biases of one kind of layers.
-ADDED_LAST = ("wan22_animate_14b", "wan22_s2v_14b", "minimax_music")
+ADDED_LAST = ("pid", "wan22_animate_14b", "wan22_s2v_14b", "minimax_music")
 
 
 def names_of(path):
