@@ -13238,6 +13238,8 @@ class Format:
     # The first version of ComfyUI whose embeddings take it, as they look rows up before they decode
     # them; "" where none does.
     embedding_since: str = ""
+    # Whether every row of a weight is encoded by itself, and stored as one row of each part.
+    encodes_rows: bool = False
     # Whether a mark for full-precision matmul or an input scale means anything.
     takes_mark: bool = True
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark
@@ -13856,6 +13858,7 @@ class Int8(Scaled):
     since = COMFYUI_SINCE["int8"]
     kernel = "int8"
     takes_mark = False
+    encodes_rows = True
     grid = Grid(INTEGERS)
     # The first that is known to look up rows of INT8 (ComfyUI#15035).
     embedding_since = "0.29"
@@ -20147,6 +20150,9 @@ def unobserved(_: str) -> AbstractContextManager:
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32
 # Tensors that are only cast or copied are read in pieces of this size, whatever their own is.
 PIECE_BYTES = 32 << 20
+# Layers whose rows are encoded one by one are read in pieces of up to this many weights, 128 MiB in
+# 16 bits: more than most layers have, and a tenth of the embeddings of text encoders.
+PIECE_WEIGHTS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20161,6 +20167,17 @@ class Piece:
     def nbytes(self) -> int:
         """Return its size in the source, in bytes."""
         return self.end - self.begin
+
+    @property
+    def part(self) -> TensorPlan:
+        """Return the plan of a piece of whole rows, as if they were all of the tensor."""
+        ref = self.plan.ref
+        if self.nbytes == ref.nbytes:
+            return self.plan
+        shape = (self.nbytes * ref.shape[0] // ref.nbytes, *ref.shape[1:])
+        begin = ref.begin + self.begin
+        rows = dataclasses.replace(ref, shape=shape, begin=begin, nbytes=self.nbytes)
+        return dataclasses.replace(self.plan, ref=rows)
 
 
 def tensors_of_rank(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
@@ -20191,13 +20208,15 @@ def tensors_of_rank(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
 def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
     """Split a tensor into the pieces it is read in.
 
-    A layer that is quantised is one piece, because its scale depends on all of it, and so is a
-    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES, or of a
-    whole row where one is larger and the tensor has scales by rows.
+    A layer that is quantised is one piece, because its scale depends on all of it, or pieces of up
+    to PIECE_WEIGHTS where `goes_by_rows`; a tensor that LoRAs are merged into is one. Other tensors
+    come in pieces of up to PIECE_BYTES. Where rows belong together, a piece has one at least.
     """
-    ref = plan.ref
+    ref, by_rows = plan.ref, goes_by_rows(plan)
     size = ref.nbytes if plan.is_quantised or ref.patches else PIECE_BYTES
-    if ref.coding and ref.coding.parts:
+    if by_rows:
+        size = ref.nbytes * PIECE_WEIGHTS // math.prod(ref.shape)
+    if by_rows or (ref.coding and ref.coding.parts):
         # Scales by rows or blocks belong to whole rows.
         row = max(1, ref.nbytes // ref.shape[0])
         size = max(1, size // row) * row
@@ -20206,11 +20225,23 @@ def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
         yield Piece(plan=plan, begin=begin, end=min(begin + size, ref.nbytes))
 
 
+def goes_by_rows(plan: TensorPlan) -> bool:
+    """Tell whether rows of a layer are quantised without regard to the others.
+
+    That is by the format's scales, and where nothing else is of the whole layer: statistics of its
+    input, a bias that goes along, LoRAs, or scales of the source by rows.
+    """
+    ref, given = plan.ref, (plan.moments, plan.mean, plan.bias)
+    if not plan.precision.encodes_rows or ref.patches or any(x is not None for x in given):
+        return False
+    return ref.coding is None or (ref.coding.scale is not None and not plan.keeps_codes)
+
+
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     """Fill a buffer with a piece's bytes and return them as the caller needs them.
 
     buffer: uint8, at least as large as the piece. Returns a view of it, or float32 where FP8 is
-    decoded or LoRAs are merged: [N, K] for a quantised layer, flat floats for what is to be cast,
+    decoded or LoRAs are merged: rows [n, K] of a quantised layer, flat floats of what is to be cast,
     flat bytes for what is copied. Raises ConvertError where the file cannot be read or has changed.
     """
     ref, size = piece.plan.ref, piece.nbytes
@@ -20222,7 +20253,7 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
         data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]), first)
     elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
         data = data.view(TORCH_DTYPES[ref.dtype])
-    return data.view(ref.shape) if piece.plan.is_quantised else data
+    return data.view(-1, *ref.shape[1:]) if piece.plan.is_quantised else data
 
 
 def reads_of(piece: Piece) -> list[Read]:
@@ -20429,8 +20460,8 @@ class Compute:
 
     def effort(self, piece: Piece) -> int:
         """Estimate what a piece takes, in bytes that are copied."""
-        plan = piece.plan
-        encoding = BYTES_A_WEIGHT[self.device.type] * work(plan) if plan.is_quantised else 0
+        is_quantised = piece.plan.is_quantised
+        encoding = BYTES_A_WEIGHT[self.device.type] * work(piece.part) if is_quantised else 0
         return piece.nbytes + encoding
 
     def load_kernels(self) -> None:
@@ -25681,6 +25712,30 @@ def write_model(
     return damage, notes
 
 
+def encode_piece(
+    piece: Piece, data: torch.Tensor, compute: Compute
+) -> tuple[dict[str, list[torch.Tensor]], Damage | None]:
+    """Encode or cast a piece: what to append to each output tensor, and the damage of quantising.
+
+    data: as `read_ahead` yields it. What is of the whole layer, such as its configuration, comes
+    with the first piece.
+    """
+    plan = piece.plan
+    if plan.is_quantised:
+        stored, damage = quantise(piece.part, data, compute)
+        if piece.begin:
+            whole, part = planned_tensors(plan), planned_tensors(piece.part)
+            stored = {key: rows for key, rows in stored.items() if part[key] != whole[key]}
+        return stored, damage
+    kept = cast(piece, data)
+    # A clone, as the reader fills its buffer again while this is written.
+    stored = {plan.ref.name: [kept.clone() if kept is data else kept]}
+    if plan.ref.config and not piece.begin:
+        text = bytearray(plan.config_bytes)
+        stored[f"{plan.ref.layer}.comfy_quant"] = [torch.frombuffer(text, dtype=torch.uint8)]
+    return stored, None
+
+
 def encode_tensors(
     plans: list[TensorPlan],
     output: PartialFiles,
@@ -25709,18 +25764,12 @@ def encode_tensors(
             if plan.is_quantised:
                 compute.prepare(plan)
                 bar.at(printable(name))
-                with observe("encode"):
-                    stored, found[name] = quantise(plan, data, compute)
-            else:
-                with observe("encode"):
-                    kept = cast(piece, data)
-                # A clone, as the reader fills its buffer again while this is written.
-                stored = {name: [kept.clone() if kept is data else kept]}
-                if plan.ref.config:
-                    text = bytearray(plan.config_bytes)
-                    stored[f"{plan.ref.layer}.comfy_quant"] = [
-                        torch.frombuffer(text, dtype=torch.uint8)
-                    ]
+            with observe("encode"):
+                stored, damage = encode_piece(piece, data, compute)
+            if damage:
+                if piece.begin:
+                    damage = Damage.total([found[name], damage], torch.ones(()))
+                found[name] = damage
             for key, pieces in stored.items():
                 for tensor in pieces:
                     output.append(key, tensor)
@@ -26175,9 +26224,9 @@ def measure_alternatives(
     them get all results, in the order of the candidates.
     """
     work = work or {}
-    # The first candidate has the lowest precision: it is quantised, and so is read whole.
+    # The first candidate has the lowest precision: it is quantised. Rows of all of it are measured.
     plans = tensors_of_rank([rows[0] for rows in candidates.values()], ranks)
-    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    pieces = [Piece(plan=plan, begin=0, end=plan.ref.nbytes) for plan in plans]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
     found, energies = {}, {}
     device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)

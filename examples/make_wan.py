@@ -132,13 +132,15 @@ def write_gguf(
     out: Path,
     shapes: dict[str, Shape],
     kind_of: Callable[[str, Shape], gguf.GGMLQuantizationType] = wan_q5_k_m,
+    arch: str = "wan",
 ) -> None:
     """Write a GGUF of these names and shapes over an empty data section.
 
-    `kind_of(name, shape)` chooses the GGML type. A 5-D convolution is stored in four dimensions, as
-    GGML has no more. The data are a hole in the file: the converter reads only the header.
+    `kind_of(name, shape)` chooses the GGML type; `arch` is the architecture that the header names.
+    A 5-D convolution is stored in four dimensions, as GGML has no more. The data are a hole in the
+    file: the converter reads only the header.
     """
-    writer, total = gguf.GGUFWriter(out, arch="wan"), 0
+    writer, total = gguf.GGUFWriter(out, arch), 0
     for name, shape in shapes.items():
         kind = kind_of(name, shape)
         stored = (shape[0] * shape[1], *shape[2:]) if len(shape) == 5 else shape

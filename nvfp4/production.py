@@ -17,7 +17,7 @@ from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import NUMBA_HINT, Compute, pick_device, single_threaded, takes_long
 from nvfp4.encode.float16 import cast, float16_overflows
 from nvfp4.encode.layer import quantise
-from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
+from nvfp4.encode.pieces import Piece, pieces_of, read_ahead, tensors_of_rank
 from nvfp4.errors import ConvertError, Float16OverflowError, examples, in_number, printable
 from nvfp4.files import make_folders
 from nvfp4.layout import Job, make_job, marker_of, planned_tensors
@@ -190,6 +190,30 @@ def write_model(
     return damage, notes
 
 
+def encode_piece(
+    piece: Piece, data: torch.Tensor, compute: Compute
+) -> tuple[dict[str, list[torch.Tensor]], Damage | None]:
+    """Encode or cast a piece: what to append to each output tensor, and the damage of quantising.
+
+    data: as `read_ahead` yields it. What is of the whole layer, such as its configuration, comes
+    with the first piece.
+    """
+    plan = piece.plan
+    if plan.is_quantised:
+        stored, damage = quantise(piece.part, data, compute)
+        if piece.begin:
+            whole, part = planned_tensors(plan), planned_tensors(piece.part)
+            stored = {key: rows for key, rows in stored.items() if part[key] != whole[key]}
+        return stored, damage
+    kept = cast(piece, data)
+    # A clone, as the reader fills its buffer again while this is written.
+    stored = {plan.ref.name: [kept.clone() if kept is data else kept]}
+    if plan.ref.config and not piece.begin:
+        text = bytearray(plan.config_bytes)
+        stored[f"{plan.ref.layer}.comfy_quant"] = [torch.frombuffer(text, dtype=torch.uint8)]
+    return stored, None
+
+
 def encode_tensors(
     plans: list[TensorPlan],
     output: PartialFiles,
@@ -218,18 +242,12 @@ def encode_tensors(
             if plan.is_quantised:
                 compute.prepare(plan)
                 bar.at(printable(name))
-                with observe("encode"):
-                    stored, found[name] = quantise(plan, data, compute)
-            else:
-                with observe("encode"):
-                    kept = cast(piece, data)
-                # A clone, as the reader fills its buffer again while this is written.
-                stored = {name: [kept.clone() if kept is data else kept]}
-                if plan.ref.config:
-                    text = bytearray(plan.config_bytes)
-                    stored[f"{plan.ref.layer}.comfy_quant"] = [
-                        torch.frombuffer(text, dtype=torch.uint8)
-                    ]
+            with observe("encode"):
+                stored, damage = encode_piece(piece, data, compute)
+            if damage:
+                if piece.begin:
+                    damage = Damage.total([found[name], damage], torch.ones(()))
+                found[name] = damage
             for key, pieces in stored.items():
                 for tensor in pieces:
                     output.append(key, tensor)

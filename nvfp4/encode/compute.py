@@ -158,8 +158,8 @@ class Compute:
 
     def effort(self, piece: Piece) -> int:
         """Estimate what a piece takes, in bytes that are copied."""
-        plan = piece.plan
-        encoding = BYTES_A_WEIGHT[self.device.type] * work(plan) if plan.is_quantised else 0
+        is_quantised = piece.plan.is_quantised
+        encoding = BYTES_A_WEIGHT[self.device.type] * work(piece.part) if is_quantised else 0
         return piece.nbytes + encoding
 
     def load_kernels(self) -> None:

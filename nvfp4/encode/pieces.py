@@ -1,13 +1,15 @@
 """Split tensors into pieces, and read them ahead of the work.
 
-A piece is a whole layer where it is quantised, and PIECE_BYTES of a tensor that is only cast or
-copied. One thread reads into a few reused buffers while others encode and write, so that memory is
-bounded by the largest piece. `tensors_of_rank` deals tensors out to the ranks of a torchrun.
+A piece is a whole layer where it is quantised, or rows of it where each is encoded by itself, and
+PIECE_BYTES of a tensor that is only cast or copied. One thread reads into a few reused buffers
+while others encode and write, so that memory is bounded by the largest piece. `tensors_of_rank`
+deals tensors out to the ranks of a torchrun.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -30,6 +32,9 @@ from nvfp4.virtual import Read, reading_ahead
 SMALL_PIECE, MOST_AHEAD = 1 << 20, 32
 # Tensors that are only cast or copied are read in pieces of this size, whatever their own is.
 PIECE_BYTES = 32 << 20
+# Layers whose rows are encoded one by one are read in pieces of up to this many weights, 128 MiB in
+# 16 bits: more than most layers have, and a tenth of the embeddings of text encoders.
+PIECE_WEIGHTS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,17 @@ class Piece:
     def nbytes(self) -> int:
         """Return its size in the source, in bytes."""
         return self.end - self.begin
+
+    @property
+    def part(self) -> TensorPlan:
+        """Return the plan of a piece of whole rows, as if they were all of the tensor."""
+        ref = self.plan.ref
+        if self.nbytes == ref.nbytes:
+            return self.plan
+        shape = (self.nbytes * ref.shape[0] // ref.nbytes, *ref.shape[1:])
+        begin = ref.begin + self.begin
+        rows = dataclasses.replace(ref, shape=shape, begin=begin, nbytes=self.nbytes)
+        return dataclasses.replace(self.plan, ref=rows)
 
 
 def tensors_of_rank(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
@@ -74,13 +90,15 @@ def tensors_of_rank(plans: list[TensorPlan], ranks: Ranks) -> list[TensorPlan]:
 def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
     """Split a tensor into the pieces it is read in.
 
-    A layer that is quantised is one piece, because its scale depends on all of it, and so is a
-    tensor that LoRAs are merged into. Other tensors come in pieces of up to PIECE_BYTES, or of a
-    whole row where one is larger and the tensor has scales by rows.
+    A layer that is quantised is one piece, because its scale depends on all of it, or pieces of up
+    to PIECE_WEIGHTS where `goes_by_rows`; a tensor that LoRAs are merged into is one. Other tensors
+    come in pieces of up to PIECE_BYTES. Where rows belong together, a piece has one at least.
     """
-    ref = plan.ref
+    ref, by_rows = plan.ref, goes_by_rows(plan)
     size = ref.nbytes if plan.is_quantised or ref.patches else PIECE_BYTES
-    if ref.coding and ref.coding.parts:
+    if by_rows:
+        size = ref.nbytes * PIECE_WEIGHTS // math.prod(ref.shape)
+    if by_rows or (ref.coding and ref.coding.parts):
         # Scales by rows or blocks belong to whole rows.
         row = max(1, ref.nbytes // ref.shape[0])
         size = max(1, size // row) * row
@@ -89,12 +107,25 @@ def pieces_of(plan: TensorPlan) -> Iterator[Piece]:
         yield Piece(plan=plan, begin=begin, end=min(begin + size, ref.nbytes))
 
 
+def goes_by_rows(plan: TensorPlan) -> bool:
+    """Tell whether rows of a layer are quantised without regard to the others.
+
+    That is by the format's scales, and where nothing else is of the whole layer: statistics of its
+    input, a bias that goes along, LoRAs, or scales of the source by rows.
+    """
+    ref, given = plan.ref, (plan.moments, plan.mean, plan.bias)
+    if not plan.precision.encodes_rows or ref.patches or any(x is not None for x in given):
+        return False
+    return ref.coding is None or (ref.coding.scale is not None and not plan.keeps_codes)
+
+
 def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     """Fill a buffer with a piece's bytes and return them as the caller needs them.
 
     buffer: uint8, at least as large as the piece. Returns a view of it, or float32 where FP8 is
-    decoded or LoRAs are merged: [N, K] for a quantised layer, flat floats for what is to be cast,
-    flat bytes for what is copied. Raises ConvertError where the file cannot be read or has changed.
+    decoded or LoRAs are merged: [n, K] for rows of a quantised layer, flat floats for what is to be
+    cast, flat bytes for what is copied. Raises ConvertError where the file cannot be read, or has
+    changed.
     """
     ref, size = piece.plan.ref, piece.nbytes
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
@@ -105,7 +136,7 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
         data = changed(ref, data.view(TORCH_DTYPES[ref.dtype]), first)
     elif piece.plan.dtype != ref.dtype or piece.plan.is_quantised:
         data = data.view(TORCH_DTYPES[ref.dtype])
-    return data.view(ref.shape) if piece.plan.is_quantised else data
+    return data.view(-1, *ref.shape[1:]) if piece.plan.is_quantised else data
 
 
 def reads_of(piece: Piece) -> list[Read]:

@@ -94,6 +94,8 @@ class Format:
     # The first version of ComfyUI whose embeddings take it, as they look rows up before they decode
     # them; "" where none does.
     embedding_since: str = ""
+    # Whether every row of a weight is encoded by itself, and stored as one row of each part.
+    encodes_rows: bool = False
     # Whether a mark for full-precision matmul or an input scale means anything.
     takes_mark: bool = True
     # Whether ComfyUI would clip the input at 448 where there is neither an input scale nor a mark

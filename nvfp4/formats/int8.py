@@ -44,6 +44,7 @@ class Int8(Scaled):
     since = COMFYUI_SINCE["int8"]
     kernel = "int8"
     takes_mark = False
+    encodes_rows = True
     grid = Grid(INTEGERS)
     # The first that is known to look up rows of INT8 (ComfyUI#15035).
     embedding_since = "0.29"

@@ -15,7 +15,7 @@ import torch
 from nvfp4.dtypes import DTYPE_OPTIONS
 from nvfp4.encode.compute import Compute, pick_device, single_threaded
 from nvfp4.encode.layer import measure_rows
-from nvfp4.encode.pieces import pieces_of, read_ahead, tensors_of_rank
+from nvfp4.encode.pieces import Piece, read_ahead, tensors_of_rank
 from nvfp4.errors import printable
 from nvfp4.formats.base import Format
 from nvfp4.layout import bytes_in_output
@@ -70,9 +70,9 @@ def measure_alternatives(
     them get all results, in the order of the candidates.
     """
     work = work or {}
-    # The first candidate has the lowest precision: it is quantised, and so is read whole.
+    # The first candidate has the lowest precision: it is quantised. Rows of all of it are measured.
     plans = tensors_of_rank([rows[0] for rows in candidates.values()], ranks)
-    pieces = [piece for plan in plans for piece in pieces_of(plan)]
+    pieces = [Piece(plan=plan, begin=0, end=plan.ref.nbytes) for plan in plans]
     dtype, search = TORCH_DTYPES[DTYPE_OPTIONS[options.quant_dtype]], options.scale_search
     found, energies = {}, {}
     device, nbytes = pick_device(options.device, ranks), sum(piece.nbytes for piece in pieces)
