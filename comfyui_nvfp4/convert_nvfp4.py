@@ -20241,8 +20241,9 @@ def read_piece(piece: Piece, buffer: torch.Tensor) -> torch.Tensor:
     """Fill a buffer with a piece's bytes and return them as the caller needs them.
 
     buffer: uint8, at least as large as the piece. Returns a view of it, or float32 where FP8 is
-    decoded or LoRAs are merged: rows [n, K] of a quantised layer, flat floats of what is to be cast,
-    flat bytes for what is copied. Raises ConvertError where the file cannot be read or has changed.
+    decoded or LoRAs are merged: [n, K] for rows of a quantised layer, flat floats for what is to be
+    cast, flat bytes for what is copied. Raises ConvertError where the file cannot be read, or has
+    changed.
     """
     ref, size = piece.plan.ref, piece.nbytes
     fill(ref, piece.begin, memoryview(buffer.numpy())[:size])
