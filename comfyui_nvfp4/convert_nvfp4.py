@@ -23019,6 +23019,7 @@ def shape_rules(model: Model, eight: Format) -> list[Rule]:
         names=frozenset(ref.name for ref in linear if ref.shape[1] < BLOCK_SIZE),
         precision=HALF,
         reason=Reason(Why.SHAPE, f"fewer than {BLOCK_SIZE} columns"),
+        instead_of=frozenset({NVFP4, INT8}),
     )
     return [
         few,

@@ -19,6 +19,7 @@ from nvfp4.dtypes import BLOCK_SIZE, FP4_MATMUL_K, FP4_MATMUL_N
 from nvfp4.errors import ConvertError, examples
 from nvfp4.formats.base import Format, format_titled
 from nvfp4.formats.floats import FP32, HALF, KEPT
+from nvfp4.formats.int8 import INT8
 from nvfp4.formats.nvfp4 import NVFP4
 from nvfp4.guides.records import GGUF_BITS, Guides, Setting
 from nvfp4.model import Model, TensorRef, bare
@@ -242,6 +243,7 @@ def shape_rules(model: Model, eight: Format) -> list[Rule]:
         names=frozenset(ref.name for ref in linear if ref.shape[1] < BLOCK_SIZE),
         precision=HALF,
         reason=Reason(Why.SHAPE, f"fewer than {BLOCK_SIZE} columns"),
+        instead_of=frozenset({NVFP4, INT8}),
     )
     return [
         few,
