@@ -4727,7 +4727,7 @@ BY_NAME = (
 # The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
 LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
 KANDINSKY = (
-    Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
+    Runs(r"modulation\.out_layer$|pooled_text_embeddings\.|time_embeddings\.", "once"),
     Runs(r"\.cross_attention\.to_(key|value)$", "text"),
 )
 # Image models of a token for every 16 pixels, and rules for what BY_NAME does not tell of them.
@@ -4955,10 +4955,17 @@ RUNS = {
     # Of models that make sound, "image" is that. Lyrics are as long as the text is here.
     "ace-step": TypicalRun(
         title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
-        counts={"image": 1291, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        counts={
+            "image": 1291,
+            "text": 1 + 2 * PROMPT,
+            "prompt": PROMPT,
+            "lyrics": PROMPT,
+            "positions": 2 * PROMPT - 1,
+        },
         rules=(
             Runs(r"^speaker_embedder$", "once"),
             Runs(r"^genre_embedder$", "prompt"),
+            Runs(r"^lyric_encoder\..*\.linear_pos$", "positions"),
             Runs(r"^lyric_", "lyrics"),
         ),
     ),
@@ -5868,11 +5875,12 @@ AUDIO_FAMILIES = {
         makes=("audio",),
         known_as=("minimax_music",),
     ),
-    # ComfyUI 0.38. The blocks' full names begin with `model.`, as those of a text model.
+    # ComfyUI 0.38. The blocks' full names begin with `model.`, which is taken for a prefix where no
+    # other one is before it.
     "yue2": Family(
         title="YuE 2",
         keys=(r"vae2llm\.weight ", r"llm2vae\.weight ", r"latent_pos_embed\.pe "),
-        blocks=(("layers",),),
+        blocks=(("model.layers",), ("layers",)),
         outside=("vae2llm", "llm2vae", "time_embedder.mlp.0"),
         keeps=(
             Keep(r"\.self_attn\.qkv_proj$", EIGHT_BITS, "fused attention QKV: by structure"),

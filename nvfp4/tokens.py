@@ -62,7 +62,7 @@ BY_NAME = (
 # The refiners of Lumina 2 and Z-Image see text or image, the blocks after them see both.
 LUMINA_BLOCKS = Runs(r"^(layers\.\d+\.(attention|feed_forward)|final_layer\.linear)", "image+text")
 KANDINSKY = (
-    Runs(r"modulation\.out_layer$|pooled_text_embeddings\.", "once"),
+    Runs(r"modulation\.out_layer$|pooled_text_embeddings\.|time_embeddings\.", "once"),
     Runs(r"\.cross_attention\.to_(key|value)$", "text"),
 )
 # Image models of a token for every 16 pixels, and rules for what BY_NAME does not tell of them.
@@ -290,10 +290,17 @@ RUNS = {
     # Of models that make sound, "image" is that. Lyrics are as long as the text is here.
     "ace-step": TypicalRun(
         title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
-        counts={"image": 1291, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        counts={
+            "image": 1291,
+            "text": 1 + 2 * PROMPT,
+            "prompt": PROMPT,
+            "lyrics": PROMPT,
+            "positions": 2 * PROMPT - 1,
+        },
         rules=(
             Runs(r"^speaker_embedder$", "once"),
             Runs(r"^genre_embedder$", "prompt"),
+            Runs(r"^lyric_encoder\..*\.linear_pos$", "positions"),
             Runs(r"^lyric_", "lyrics"),
         ),
     ),

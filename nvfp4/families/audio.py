@@ -74,11 +74,12 @@ AUDIO_FAMILIES = {
         makes=("audio",),
         known_as=("minimax_music",),
     ),
-    # ComfyUI 0.38. The blocks' full names begin with `model.`, as those of a text model.
+    # ComfyUI 0.38. The blocks' full names begin with `model.`, which is taken for a prefix where no
+    # other one is before it.
     "yue2": Family(
         title="YuE 2",
         keys=(r"vae2llm\.weight ", r"llm2vae\.weight ", r"latent_pos_embed\.pe "),
-        blocks=(("layers",),),
+        blocks=(("model.layers",), ("layers",)),
         outside=("vae2llm", "llm2vae", "time_embedder.mlp.0"),
         keeps=(
             Keep(r"\.self_attn\.qkv_proj$", EIGHT_BITS, "fused attention QKV: by structure"),

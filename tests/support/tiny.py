@@ -17,13 +17,17 @@ class Tiny:
     text: the width of its text; None for a model that is given none.
     further: more inputs: a shape, or the value itself.
     time: the time step that it is given.
-    counts: {tokens: how many}, as `tokens` names them, where they differ from TOKENS.
+    counts: {tokens: how many}, as `tokens` names them, where they differ from TOKENS; None where
+        that depends on values, as of experts.
     constants: what ComfyUI does not read from a file: (class, {argument: value}).
     prepare: changes more of ComfyUI before it loads the model.
     metadata: the header's.
     last: the published block that becomes the last one, where that differs from the others.
     without: names that a model with fewer blocks lacks: a regular expression for their beginning.
     counted: whether every layer multiplies a number of tokens that `tokens` has a name for.
+    lists: a regular expression for the names of its lists of blocks. In a UNet, blocks of its
+        transformers: the numbers of its own tell where the resolution changes.
+    shapes: {name, or its end: shape} where widths do not tell how one shrinks.
     """
 
     model: str
@@ -33,13 +37,15 @@ class Tiny:
     text: int | None
     further: dict[str, Any] = field(default_factory=dict)
     time: float = 0.5
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int | None] = field(default_factory=dict)
     constants: tuple[str, dict] | None = None
     prepare: Callable[[], None] | None = None
     metadata: dict[str, str] | None = None
     last: int = 0
     without: str = "$"
     counted: bool = True
+    lists: str = r"^(?!(?:in|out)put_)\w*(?:blocks|layers)|\.\d+\.transformer_blocks"
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 # Latents of images and videos, and the tokens of text that all are given.

@@ -29,10 +29,6 @@ from support.tiny_image import TINY_IMAGE
 from support.tiny_unet import TINY_UNET
 from support.tiny_video import TINY_VIDEO
 
-# In a UNet, blocks of its transformers: the numbers of its own tell where the resolution changes.
-BLOCK = re.compile(
-    r"((?:^(?!(?:in|out)put_)\w*(?:blocks|layers)|\.\d+\.transformer_blocks)\.)(\d+)\."
-)
 # {kind: small model}
 KINDS: dict[str, Tiny] = TINY_IMAGE | TINY_VIDEO | TINY_UNET
 
@@ -48,15 +44,16 @@ def shrink(shapes: Shapes, tiny: Tiny) -> Shapes:
 
     kept = {}
     for name, shape in shapes.items():
-        block = BLOCK.search(name)
+        block = re.search(rf"((?:{tiny.lists})\.?)(\d+)\.", name)
         number = int(block[2]) if block else 0
         if block and tiny.last and number == tiny.last:
             number = tiny.blocks - 1
-            name = f"{block[1]}{number}.{name[block.end() :]}"
+            name = f"{name[: block.start(2)]}{number}.{name[block.end() :]}"
         elif block and tiny.last and number == tiny.blocks - 1:
             continue
         if number < tiny.blocks and not re.match(tiny.without, name):
-            kept[name] = tuple(narrow(size) for size in shape)
+            ends = (given for end, given in tiny.shapes.items() if name.endswith(end))
+            kept[name] = next(ends, tuple(narrow(size) for size in shape))
     return kept
 
 
@@ -127,7 +124,7 @@ def run():
     inputs |= {name: made(value) for name, value in tiny.further.items()}
     with torch.no_grad():
         out = model(latent, torch.tensor([tiny.time]).to(dtype), **inputs)
-    out = out if isinstance(out, list) else [out]
+    out = out if isinstance(out, (list, tuple)) else [out]
     return torch.cat([tensor.double().flatten() for tensor in out])
 
 rows = Counter()

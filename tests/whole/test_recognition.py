@@ -29,7 +29,7 @@ KEPT = {
         "double_stream_blocks.3.block.ff_i.gate.weight": (4, 2560),
         "single_stream_blocks.31.block.ff_i.gate.weight": (4, 2560),
     },
-    "others/hunyuan3d_21": {
+    "hunyuan3d_21": {
         "blocks.15.moe.gate.weight": (8, 2048),
         "x_embedder.weight": (2048, 64),
     },
@@ -42,9 +42,9 @@ KEPT = {
         "context_embedder.weight": (2432, 4096),
         "y_embedder.mlp.0.weight": (2432, 2048),
     },
-    "others/ace_step": {"lyric_embs.weight": (6693, 1024)},
+    "ace_step": {"lyric_embs.weight": (6693, 1024)},
     "hunyuan_dit": {"style_embedder.weight": (1, 1408), "extra_embedder.0.weight": (5632, 3968)},
-    "others/stable_audio": {
+    "stable_audio": {
         "timestep_features.weight": (128, 1),
         "transformer.layers.0.self_attn.to_qkv.weight": (4608, 1536),
     },
