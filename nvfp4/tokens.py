@@ -243,7 +243,12 @@ RUNS = {
     "seedvr2": TypicalRun(
         title="21 frames of 1280 x 720",
         counts={"image": 21600, "text": 58},
-        rules=(Runs(r"^emb_in\.", "once"), Runs(r"\.all(\.|$)", "image+text")),
+        rules=(
+            Runs(r"^emb_in\.", "once"),
+            # The 3B model's last block makes nothing of the text.
+            Runs(r"^blocks\.31\.mlp\.all\.", "image"),
+            Runs(r"\.all(\.|$)", "image+text"),
+        ),
     ),
     # 31 x 64 x 96 latents in patches of 1 x 2 x 2.
     "kandinsky5": TypicalRun(
@@ -287,7 +292,8 @@ RUNS = {
         counts={"image": 56320, "text": 512},
         rules=(Runs(r"\.blocks\.1\.block\.attn\.to_[kv]\.0$", "text"),),
     ),
-    # Of models that make sound, "image" is that. Lyrics are as long as the text is here.
+    # Of models that make sound, "image" is that. Lyrics are as long as the text is here, and what
+    # sound is like is told by as many latents, five for each of its codes.
     "ace-step": TypicalRun(
         title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
         counts={
@@ -306,11 +312,22 @@ RUNS = {
     ),
     "ace-step-1.5": TypicalRun(
         title=f"120 seconds, {PROMPT} tokens of text and as many of lyrics",
-        counts={"image": 1500, "text": 1 + 2 * PROMPT, "prompt": PROMPT, "lyrics": PROMPT},
+        counts={
+            "image": 1500,
+            "text": 1 + 2 * PROMPT,
+            "prompt": PROMPT,
+            "lyrics": PROMPT,
+            "latents": 3000,
+            "codes": 600,
+            "pooled": 3600,
+        },
         rules=(
             Runs(r"^encoder\.text_projector$", "prompt"),
             Runs(r"^encoder\.lyric_encoder\.", "lyrics"),
-            Runs(r"^decoder\.condition_embedder$", "text"),
+            Runs(r"^decoder\.(condition_embedder|layers\.\d+\.cross_attn\.[kv]_proj)$", "text"),
+            Runs(r"^tokenizer\.attention_pooler\.layers\.", "pooled"),
+            Runs(r"^tokenizer\.quantizer\.|^detokenizer\.embed_tokens$", "codes"),
+            Runs(r"^(encoder\.timbre_encoder|tokenizer|detokenizer)\.", "latents"),
         ),
     ),
     "stable-audio": TypicalRun(

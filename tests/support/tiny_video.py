@@ -33,6 +33,7 @@ LTX_SMALL = {
 }  # fmt: skip
 H3_LATENTS = [(1, 24, *VIDEO), (1, 32, 2, 4)]
 H3_TOKENS = {"image": VIDEO_TOKENS, "audio": 2 * 4, "times": 2}
+ONE_BRANCH = {"transformer_options": {"cond_or_uncond": [0]}}
 LYRICS = {
     "speaker_embeds": (1, 512),
     "lyric_token_idx": torch.arange(16)[None],
@@ -97,7 +98,10 @@ TINY_VIDEO = {
     ),
     "wan_camera": Tiny("wan21_camera_14b", WAN_14B, 6, (1, 32, *VIDEO), 4096, WAN_I2V, **WAN_RUN),
     "wan_scail2": Tiny("wan21_scail2_14b", WAN_14B, 6, (1, 20, *VIDEO), 4096, WAN_I2V, **WAN_RUN),
-    "wan_humo": Tiny("wan21_humo_17b", WAN_14B, 6, (1, 16, *VIDEO), 4096, **WAN_RUN),
+    "wan_humo": Tiny(
+        "wan21_humo_17b", WAN_14B, 6, (1, 16, *VIDEO), 4096, **WAN_RUN,
+        shapes={"audio_proj_glob_1.layer.weight": (512, 51200)},
+    ),
     "wan_dancer": Tiny("wan22_dancer_14b", WAN_14B, 6, (1, 36, *VIDEO), 4096, WAN_I2V, **WAN_RUN),
     "wan_animate2": Tiny(
         "wan_animate2_14b", WAN_14B, 6, (1, 36, *VIDEO), 4096, WAN_I2V, **WAN_RUN,
@@ -122,7 +126,7 @@ TINY_VIDEO = {
     # ComfyUI tells its size by the last block.
     "seedvr2": Tiny(
         "seedvr2_3b", {6912: 768, 2560: 256}, 32, (1, 16, *VIDEO), None,
-        {"context": None, "condition": (1, 17, *VIDEO)}, time=500.0,
+        {"context": None, "condition": (1, 17, *VIDEO), **ONE_BRANCH}, time=500.0,
         counts={"image": VIDEO_TOKENS, "text": 58},
         constants=("SeedVR2", {"vid_dim": 256, "heads": 2}),
         shapes={
@@ -145,14 +149,6 @@ TINY_VIDEO = {
         "cogvideox15_5b_i2v", {3072: 128}, 4, (1, 32, 4, 8, 8), 4096, {"ofs": torch.tensor([2.0])},
         counts={"image": 2 * 4 * 4},
     ),
-    "mochi": Tiny(
-        "mochi", {3072: 384, 1536: 192, 4096: 512}, 48, (1, 12, *VIDEO), 512,
-        {"attention_mask": torch.ones(1, TEXT, dtype=torch.bool), "num_tokens": TEXT},
-        counts={"image": VIDEO_TOKENS}, shapes={"pos_frequencies": (3, 3, 64)},
-        constants=("GenmoMochi", {
-            "hidden_size_x": 384, "hidden_size_y": 192, "num_heads": 3, "t5_feat_dim": 512
-        }),
-    ),
     "cosmos": Tiny(
         "cosmos_t2v_7b", {4096: 256}, 4, (1, 16, *VIDEO), 1024, {"padding_mask": (1, 1, 8, 8)},
         counts={"image": VIDEO_TOKENS}, lists=r"^blocks\.block", prepare=plain_resize,
@@ -166,7 +162,11 @@ TINY_VIDEO = {
     "ace_step_15": Tiny(
         "ace_step_15", {2048: 256, 1024: 128}, 8, (1, 64, 20), 128,
         {"lyric_embed": (1, 16, 128), "refer_audio": (1, 64, 20)},
-        counts={"image": 10, "prompt": TEXT, "lyrics": 16}, lists=r"^decoder\.layers",
+        counts={
+            "image": 10, "prompt": TEXT, "lyrics": 16, "text": 1 + TEXT + 16, "latents": 20,
+            "codes": 4, "pooled": 24,
+        },
+        lists=r"^decoder\.layers",
         constants=("ACEStep15", {"text_hidden_dim": 128, "fsq_dim": 256}),
         shapes={
             "q_proj.weight": (2048, 256), "k_proj.weight": (1024, 256),

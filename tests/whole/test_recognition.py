@@ -29,10 +29,7 @@ KEPT = {
         "double_stream_blocks.3.block.ff_i.gate.weight": (4, 2560),
         "single_stream_blocks.31.block.ff_i.gate.weight": (4, 2560),
     },
-    "hunyuan3d_21": {
-        "blocks.15.moe.gate.weight": (8, 2048),
-        "x_embedder.weight": (2048, 64),
-    },
+    "hunyuan3d_21": {"blocks.15.moe.gate.weight": (8, 2048), "x_embedder.weight": (2048, 64)},
     "sdxl": {
         "label_emb.0.0.weight": (1280, 2816),
         "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
