@@ -8,7 +8,9 @@ from pathlib import Path
 from nvfp4.calibrate.shipped import Workflow
 from nvfp4.calibrate.workflow import behind, links, outputs_of, put_recorders, type_of
 from nvfp4.errors import ConvertError
+from nvfp4.families import ENCODERS
 from nvfp4.guides.recording import check_recording, read_recording
+from nvfp4.prefixes import text_encoder
 from nvfp4.read.checkpoint import open_model, opened, parse_header
 
 
@@ -47,6 +49,12 @@ def encoder_recordings_in(folder: Path) -> dict[Path, int]:
         if metadata.get("encoder"):
             found[path] = path.stat().st_mtime_ns
     return found
+
+
+def stays_16_bit(encoder: Path) -> bool:
+    """Tell whether a file is a text encoder that ComfyUI loads in 16 bits alone, such as CLIP."""
+    name, _ = text_encoder(encoder, open_model(encoder).tensors)
+    return bool(name) and ENCODERS[name].half_only
 
 
 def file_of_recording(recording: Path, encoders: Iterable[Path]) -> Path | None:

@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvfp4.asking.find import ComfyUI, find_comfyui
-from nvfp4.calibrate.encoders import encoder_recordings_in, file_of_recording, put_encoder_recorders
+from nvfp4.calibrate.encoders import (
+    encoder_recordings_in,
+    file_of_recording,
+    put_encoder_recorders,
+    stays_16_bit,
+)
 from nvfp4.calibrate.recipes import sampling_of
 from nvfp4.calibrate.running import RunningComfyUI, find_pack, input_name
 from nvfp4.calibrate.shipped import Builder, Workflow, with_options
@@ -354,5 +359,8 @@ def encoder_lines(statistics: Path, task: CalibrationRun) -> Iterator[str]:
     """
     yield ""
     yield next(most_variable(statistics))
-    encoder = file_of_recording(statistics, task.text_encoder) or "TEXT_ENCODER"
-    yield from written_lines(statistics, encoder)
+    encoder = file_of_recording(statistics, task.text_encoder)
+    *written, further = written_lines(statistics, encoder or "TEXT_ENCODER")
+    yield from written
+    is_used = not (encoder and stays_16_bit(encoder))
+    yield further if is_used else f"{encoder.name} is not converted: ComfyUI loads it in 16 bits"

@@ -4,10 +4,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nvfp4.calibrate.encoders import stays_16_bit
 from nvfp4.calibrate.run import OwnRecording, read_prompts, run_calibration
 from nvfp4.calibrate.running import failure, reason_in
 from nvfp4.errors import ConvertError
 from nvfp4.options.tasks import CalibrationRun
+from support.small_t5 import t5
 
 
 @pytest.fixture
@@ -118,3 +120,10 @@ def test_a_comfyui_that_does_not_start_says_why_and_its_output_is_kept(given, ca
 def test_names_are_such_as_the_recorder_takes(tmp_path):
     for stem, name in (("a[1]", "a_1_"), (".b", "_b"), ("ä-2 (x)", "ä-2 (x)")):
         assert OwnRecording(model=tmp_path / f"{stem}.sft", folder=tmp_path).name == name
+
+
+def test_encoders_are_told_that_no_conversion_is_next_for(tmp_path):
+    clip = {f"text_model.encoder.layers.0.mlp.fc{i}.weight": torch.zeros(8, 8) for i in (1, 2)}
+    for name, tensors, expected in (("clip_l", clip, True), ("t5", t5(), False)):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        assert stays_16_bit(tmp_path / f"{name}.safetensors") is expected
