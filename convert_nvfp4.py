@@ -16083,6 +16083,412 @@ def check_recording(recording: dict[str, Recorded], model: Model) -> None:
         )
 
 
+# ── nvfp4/file_kinds.py: Tell what a file is that is no diffusion model, by the names of its tensor
+
+# A name of a LoRA's tensor, in any of the spellings that ComfyUI and PEFT have.
+LORA_PART = re.compile(
+    r".+[._](lora(_linear_layer)?[._](up|down|mid|A|B)|hada_[wt][12]|lokr_[wt][12]|dora_scale"
+    r"|lora_magnitude_vector|oft_(blocks|diag)|diff(_b)?$|set_weight$)"
+)
+# What an embedding's vectors are called, one tensor for each text encoder.
+EMBEDDING_NAMES = {"emb_params", "*", "clip_l", "clip_g", "clip_h", "t5xxl", "string_to_param"}
+
+
+class FileKind(NamedTuple):
+    """Describe what a file may be instead of a diffusion model.
+
+    title: to follow "is"; what_to_do: with such a file, as the end of a sentence.
+    keys: regular expressions for the beginning of lines of `header_text`, behind up to four parts
+        of a prefix; all of them have to be there, and `absent` must not.
+    is_like_a_model: whether such files have the layers of a known family as well.
+    instead: what such a file is not, for those that check it.
+    """
+
+    title: str
+    what_to_do: str
+    keys: tuple[str, ...] = ()
+    absent: str = ""
+    is_like_a_model: bool = False
+    instead: str = "a diffusion model"
+
+
+LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
+# Parts of LoRAs that --merge-lora does not merge, by what a file of them alone is called.
+OTHER_LORAS = {"OFT": r".+[._](oft_(blocks|diag)|rescale)$", "GLoRA": r".+\.[ab][12]\.weight$"}
+UNMERGED = FileKind(
+    "a model with a LoRA beside its layers, as PEFT trains it",
+    "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
+)
+EMBEDDING_FILE = FileKind("an embedding (textual inversion)", "it goes into models/embeddings")
+PATCH = "a model patch", "it goes into models/model_patches, for Load Model Patch, as it is"
+VAE = "a VAE", "ComfyUI loads it with Load VAE, as it is"
+# What text encoders have, in several lines of models. Diffusion models that are built like one have
+# a time step besides. A plain BERT is none that ComfyUI loads by itself, and is converted.
+TEXT_ENCODERS = (
+    (r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",),
+    (r"text_model\.encoder\.layers\.0\.",),
+    (r"transformer\.resblocks\.0\.attn\.", r"token_embedding\.weight "),
+    (r"layers\.0\.self_attn\.(q|qkv)_proj\.", r"embed_tokens\.weight "),
+    # llama.cpp's names, in a GGUF.
+    (r"(enc\.)?blk\.0\.attn_(q|qkv|k)\.", r"token_embd\.weight "),
+)
+UNKNOWN_ENCODER = (
+    "and none that is converted (--list-presets has those); ComfyUI loads what it knows as it is"
+)
+TIME_STEP = r"\S*(time_?(step)?_?(embed|in\.|proj)|t_embedder|x_embedder)"
+# ComfyUI maps the names of some of these, in 16 bits alone (comfy/model_detection.py,
+# convert_diffusers_mmdit): a layer's scales and configuration would be lost.
+OTHER_NAMES = "ComfyUI loads quantised layers by its own names; take the file repackaged for it"
+# Models in the names of diffusers: {model: (keys, what native models have besides)}.
+DIFFUSERS_KEYS = {
+    "Wan": ((r"condition_embedder\.text_embedder\.linear_1\.weight ", r"blocks\.0\.attn1\."), ""),
+    "Flux, Flux 2, Chroma or Hunyuan Video": (
+        (r"single_transformer_blocks\.0\.", r"transformer_blocks\.0\.attn\."), ""),
+    "Hunyuan Video 1.5": (
+        (r"context_embedder\.token_refiner\.refiner_blocks\.0\.",
+         r"transformer_blocks\.0\.attn\.add_q_proj\."), ""),
+    "AuraFlow": ((r"joint_transformer_blocks\.0\.attn\.",), ""),
+    "Stable Diffusion 3": (
+        (r"transformer_blocks\.0\.attn\.add_q_proj\.weight ", r"pos_embed\.proj\.weight "), ""),
+    "PixArt": (
+        (r"adaln_single\.emb\.timestep_embedder\.linear_1\.", r"pos_embed\.proj\.weight "), ""),
+    "Z-Image": ((r"layers\.0\.attention\.to_q\.", r"noise_refiner\.0\.attention\.to_q\."), ""),
+    "Ideogram": ((r"layers\.0\.attention\.to_q\.", r"llm_cond_proj\."), ""),
+    "Lumina 2": (
+        (r"layers\.0\.attn\.to_q\.weight ", r"noise_refiner\.0\.attn\.to_q\."),
+        r"(image_index_embedding|ref_image_patch_embedder\.)"),
+    "LTX": ((r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ", r"proj_in\.weight "), ""),
+    "Cosmos": ((r"time_embed\.t_embedder\.linear_1\.weight ", r"transformer_blocks\.0\."), ""),
+    "Mochi": ((r"time_embed\.pooler\.to_kv\.", r"transformer_blocks\.0\.attn1\."), ""),
+    "Krea 2": ((r"text_fusion\.refiner_blocks\.0\.attn\.to_q\.",), ""),
+    "MiniMax H3": ((r"audio_proj_in\.weight ", r"token_refiner\.refiner_blocks\.0\.attn\."), ""),
+    "Stable Audio or MiniMax Music": (
+        (r"preprocess_conv\.weight ", r"transformer_blocks\.0\.attn1?\.to_q\."), ""),
+    "ACE-Step": ((r"layers\.0\.self_attn\.to_q\.", r"layers\.0\.cross_attn\.to_q\."), ""),
+    "Hunyuan DiT": ((r"time_extra_emb\.", r"blocks\.0\.attn1\.to_q\."), ""),
+    "Stable Diffusion": (
+        (r"down_blocks\.\d\.resnets\.0\.(spatial_res_block\.)?conv1\.", r"time_embedding\."),
+        ""),
+    "Stable Cascade": ((r"down_blocks\.\d\.2\.attention\.to_q\.",), ""),
+}  # fmt: skip
+KINDS = (
+    FileKind("a recording of the calibration node", "give it with --activation-stats",
+             (r"\S+\.block_histogram ", r"\S+\.absmax ")),
+    # What ModelPatchLoader takes and ControlNetLoader does not (comfy_extras/nodes_model_patch.py).
+    FileKind(*PATCH, (r"(control_all_x_embedder\.|control_layers\.0\.|control_noise_refiner\.0\."
+                      r"|controlnet_blocks\.0\.y_rms\.|controlnet_patch_embedding\."
+                      r"|feature_embedder\.mid_layer_norm\.|lllite_conditioning1\.conv1\.)",),
+             is_like_a_model=True),
+    FileKind(*PATCH, (r"audio_proj\.proj1\.weight ", r"blocks\.0\.audio_cross_attn\.proj\.")),
+    FileKind("a control net", "ComfyUI loads it with Load ControlNet Model, as it is",
+             (r"(control_model\.|controlnet_|input_hint_block\.0\.|zero_convs\.0\.|lora_controlnet "
+              r"|control_x_embedder\.|pos_embed_input\.|control_blocks\.0\.)",),
+             is_like_a_model=True),
+    FileKind("an IP-Adapter", "it goes into models/ipadapter",
+             (r"(ip_adapter\.\d+\.|image_proj(_model)?\.(latents|layers\.0|proj)\b)",)),
+    FileKind("a T2I adapter", "ComfyUI loads it with Load ControlNet Model, as it is",
+             (r"(adapter\.)?body\.0\.(resnets\.0\.)?block1\.",)),
+    FileKind("a motion module", "it is for AnimateDiff, as it is",
+             (r"(down|up)_blocks\.0\.motion_modules\.0\.",)),
+    *(
+        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True,
+                 "in ComfyUI's")
+        for title, (keys, absent) in DIFFUSERS_KEYS.items()
+    ),
+    *(
+        FileKind("a text encoder", UNKNOWN_ENCODER, keys, TIME_STEP)
+        for keys in TEXT_ENCODERS
+    ),
+    FileKind("a CLIP vision encoder", "ComfyUI loads it with Load CLIP Vision, as it is",
+             (r"(vision_model\.encoder\.layers\.0\.|visual\.transformer\.resblocks\.0\.)",)),
+    FileKind("an audio encoder", "ComfyUI loads it with its audio encoder loader, as it is",
+             (r"feature_extractor\.conv_layers\.0\.",)),
+    FileKind(*VAE, (r"(de|en)coder\.conv_in\.(\w+\.)?weight ",)),
+    FileKind(*VAE, (r"(de|en)coder\.conv1\.weight ", r"(de|en)coder\.middle\.0\.")),
+    FileKind(*VAE, (r"(de|en)coder\.(block|up_block|down_block|down|up)s?\.0\.",),
+             absent=r"\S*(self_attn|cross_attn|attn_block|to_q)\."),
+    FileKind(*VAE, (r"(de|en)coder\.(conv1|layers\.0)\.(weight(_[vg])? |parametrizations\.|conv\.)",
+                    ),),
+    FileKind(*VAE, (r"taesd_(de|en)coder\.",)),
+    FileKind("a style model", "ComfyUI loads it with Load Style Model, as it is",
+             (r"redux_up\.weight ", r"redux_down\.weight ")),
+    FileKind("an upscaler", "ComfyUI loads it with Load Upscale Model, as it is",
+             (r"((model\.)?1\.sub\.0\.(RDB1|conv)|body\.0\.rdb1\.conv1\.|RRDB_trunk\.0\."
+              r"|layers\.0\.residual_group\.)",)),
+)  # fmt: skip
+
+
+def lora_kind(names: Iterable[str]) -> FileKind | None:
+    """Tell a LoRA, and a model that has one beside its layers, by the names in a file."""
+    names = list(names)
+    count = sum(LORA_PART.match(name) is not None for name in names)
+    if count and any(".base_layer." in name for name in names):
+        return UNMERGED
+    for title, part in OTHER_LORAS.items():
+        others = sum(re.match(part, name) is not None for name in names)
+        # Beside them each layer has an alpha.
+        if 2 * others >= len(names) > 0 and count <= others:
+            return FileKind(f"a LoRA of the kind {title}", f"--merge-lora does not merge {title}")
+    return LORA if 2 * count >= len(names) > 0 else None
+
+
+def kind_of_file(shapes: Mapping[str, tuple[int, ...]], *, is_model: bool) -> FileKind | None:
+    """Tell what a file is that is no diffusion model; None for what may be one.
+
+    shapes: {name: shape} of its tensors, those beside a diffusion model left out; is_model: whether
+    they are recognised as a family's.
+    """
+    if shapes and shapes.keys() <= EMBEDDING_NAMES:
+        return EMBEDDING_FILE
+    if (lora := lora_kind(shapes)) is not None:
+        return lora
+    text = header_text(shapes)
+
+    def there(key: str) -> bool:
+        return re.search(rf"^(?:[\w-]+\.){{0,4}}?{key}", text, re.MULTILINE) is not None
+
+    for kind in KINDS:
+        if is_model and not kind.is_like_a_model:
+            continue
+        if all(map(there, kind.keys)) and not (kind.absent and there(kind.absent)):
+            return kind
+    return None
+
+
+# ── nvfp4/prefixes.py: Find the names that ComfyUI has for a file's tensors, where wrappers and pre
+
+# Parts of names that are nothing but a prefix where all names of a file begin with them. No model
+# of ComfyUI has all its tensors in a module of such a name.
+MERE_PARTS = (
+    "model", "diffusion_model", "net", "module", "transformer", "dit", "unet", "pipe", "denoiser",
+    "model_ema", "ema_model", "ema", "state_dict", "base_model",
+)  # fmt: skip
+# The one part that all names of a model of ComfyUI begin with (PixelDiT).
+OWN_PARTS = {"core"}
+# Of MERE_PARTS, moving averages of the weights, which lie beside the weights themselves as a rule.
+AVERAGES = ("model_ema.", "ema_model.", "ema.", "module.model_ema.", "module.ema.")
+# What becomes of a text encoder that ComfyUI builds without its operations for quantised layers.
+HALF_ENCODER = (
+    "ComfyUI loads it in 16 bits alone, and would read no scales of quantised layers: leave it as "
+    "it is"
+)
+
+
+class Renaming(NamedTuple):
+    """Hold the names that ComfyUI has for all tensors of a file, and what the file's had besides.
+
+    names: {name in the file: name for ComfyUI}, in the order of the file.
+    lost: prefixes and wrappers that are in the file's names and not in ComfyUI's.
+    put: the prefix, or several, that the names of the model got instead, or "".
+    """
+
+    names: dict[str, str]
+    lost: tuple[str, ...]
+    put: str = ""
+
+    @property
+    def note(self) -> str:
+        """Make a line of it for people; "" where nothing was renamed."""
+        if not self.lost:
+            return ""
+        instead = f"have {self.put} instead of" if self.put else "lose"
+        if self.lost == (HEAD_PREFIX,):
+            return (
+                f"names {instead} {HEAD_PREFIX}, as ComfyUI renames the weight without its scales"
+            )
+        return f"names {instead} their {' and '.join(self.lost)}, which ComfyUI does not know"
+
+
+def comfyui_names(path: Path, tensors: Mapping[str, TensorRef]) -> Renaming:
+    """Find the names for ComfyUI of all tensors of a file.
+
+    path: of the file, for messages. The diffusion model's prefix goes if every tensor has it, and
+    becomes the one that ComfyUI strips where a text encoder or the like lies beside it. Raises
+    ConvertError where the file has two models, or two tensors would get one name.
+    """
+    names = {name: unwrapped(name) for name in tensors}
+    lost = {f"{match[0].strip('.')}." for name in names if (match := WRAPPED.search(name))}
+    lost |= {"module." for name in names if WRAPPED.sub("", name) != names[name]}
+    refuse_equal_names(path, names)
+    refuse_averages(path, names)
+    shapes = {names[name]: ref.shape for name, ref in tensors.items()}
+    # Some diffusion models have a language model inside, named as a text encoder's file names it.
+    is_model = bool(model_prefixes(shapes))
+    if not is_model and (prefixes := renamed_prefixes(shapes)):
+        names = {old: with_prefixes(name, prefixes) for old, name in names.items()}
+        refuse_equal_names(path, names)
+        there = {old for old in prefixes if any(name.startswith(old) for name in shapes)}
+        put = " and ".join(sorted({prefixes[old] for old in there}))
+        return Renaming(names, tuple(sorted(lost | there)), put)
+    if not is_model and encoder_of(shapes)[0]:
+        return Renaming(names, tuple(sorted(lost)))
+    prefix = only_prefix(path, shapes)
+    put = ""
+    if prefix:
+        put = "" if all(name.startswith(prefix) for name in names.values()) else COMFYUI_PREFIX
+        names = {
+            old: put + name.removeprefix(prefix) if name.startswith(prefix) else name
+            for old, name in names.items()
+        }
+        refuse_equal_names(path, names)
+    return Renaming(names, tuple(sorted(lost | ({prefix} - {""}))), put)
+
+
+def refuse_equal_names(path: Path, names: dict[str, str]) -> None:
+    """Raise ConvertError where two of {name in the file: name for ComfyUI} become one."""
+    olds: dict[str, str] = {}
+    for old, name in names.items():
+        if (other := olds.setdefault(name, old)) != old:
+            raise ConvertError(
+                f"{path}: {examples([other, old])} are both {examples([name])} for ComfyUI: give a "
+                "file that has each tensor once"
+            )
+
+
+def refuse_averages(path: Path, names: dict[str, str]) -> None:
+    """Raise ConvertError where moving averages lie beside the weights that they are averages of."""
+    for prefix in AVERAGES:
+        averages = {n.removeprefix(prefix) for n in names.values() if n.startswith(prefix)}
+        others = {bare(name) for name in names.values() if not name.startswith(prefix)}
+        if len(averages & others) > len(averages) / 2:
+            twice = examples(sorted(averages & others)[:1])
+            raise ConvertError(
+                f"{path}: holds the model twice, as {prefix}* and without it ({twice}): give a "
+                "file with one of the two"
+            )
+
+
+def only_prefix(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Find the prefix of the diffusion model's names that ComfyUI does not strip; "" without any.
+
+    A family is recognised behind any prefix. For a model of no family a prefix is what all names
+    have; see `mere_prefix`. Raises ConvertError where there are two models.
+    """
+    found = model_prefixes(shapes)
+    if len(found) > 1:
+        named = " and ".join(f"{prefix}*" for prefix in found)
+        raise ConvertError(f"{path}: holds several models, named {named}: give a file with one")
+    if found:
+        prefix = found[0]
+    elif (prefix := diffusion_prefix(shapes)) not in UNREAD_PREFIXES:
+        prefix = mere_prefix(shapes)
+    return "" if prefix in PREFIXES and prefix not in UNREAD_PREFIXES else prefix
+
+
+def mere_prefix(names: Mapping[str, tuple[int, ...]]) -> str:
+    """Find the longest prefix that all names have and no model of ComfyUI: "module.transformer.".
+
+    names: {name: shape}. It is of any parts where it holds a whole model, else of MERE_PARTS.
+    """
+    # Each column has one part of all names; the shortest name ends it.
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = itertools.takewhile(lambda column: len({*column}) == 1, columns)
+    parts = list(itertools.takewhile(lambda part: part not in OWN_PARTS, (c[0] for c in shared)))
+    if not holds_a_model(names, parts):
+        parts = itertools.takewhile(MERE_PARTS.__contains__, parts)
+    return "".join(f"{part}." for part in parts)
+
+
+def holds_a_model(names: Mapping[str, tuple[int, ...]], parts: list[str]) -> bool:
+    """Tell whether the module of these parts, in which all names are, is a model of several.
+
+    Trainers give it names of their own. What is numbered is a block, or a list of them, and another
+    kind of file, such as a text encoder, keeps its names.
+    """
+    inside = [name.split(".")[len(parts) :] for name in names]
+    modules = {name[0] for name in inside}
+    return (
+        (len(modules) > 1 or modules <= OWN_PARTS)
+        and not any(part.isdigit() for part in (*parts, *modules))
+        and any(part.isdigit() for name in inside for part in name)
+        and kind_of_file(names, is_model=False) is None
+    )
+
+
+def comparable_names(path: Path, tensors: Mapping[str, TensorRef]) -> dict[str, str]:
+    """Give all tensors of a file the names by which files are compared: {name: bare name}.
+
+    Where the file has two models, their names stay apart.
+    """
+    try:
+        names = comfyui_names(path, tensors).names
+    except ConvertError:
+        names = {name: name for name in tensors}
+    return {name: bare(new) for name, new in names.items()}
+
+
+def file_kind(path: Path, tensors: Mapping[str, TensorRef]) -> FileKind | None:
+    """Tell what a file is that is no diffusion model; None for what may be one, or is empty.
+
+    None stands for a text encoder that is converted, too; see `text_encoder`.
+    Of a file that has more than a diffusion model, that alone is looked at.
+    """
+    # Prefixes of a LoRA are none of the model's.
+    if kind := lora_kind(tensors):
+        return kind
+    try:
+        names = comfyui_names(path, tensors).names
+    except ConvertError:
+        return None
+    shapes = {names[name]: ref.shape for name, ref in tensors.items()}
+    if encoder_of(shapes)[0]:
+        return half_encoder(shapes)
+    prefix = diffusion_prefix(names.values())
+    own = {name: shape for name, shape in shapes.items() if not is_beside(name, prefix)}
+    return kind_of_file(own or shapes, is_model=bool(model_prefixes(own)))
+
+
+def half_encoder(shapes: Mapping[str, tuple[int, ...]]) -> FileKind | None:
+    """Tell a text encoder that is not converted, as ComfyUI loads no quantised layers of it."""
+    name, size = encoder_of(shapes)
+    if not name or not ENCODERS[name].half_only:
+        return None
+    return FileKind(f"a text encoder ({ENCODERS[name].title} {size})", HALF_ENCODER)
+
+
+def text_encoder(path: Path, tensors: Mapping[str, TensorRef]) -> tuple[str, str]:
+    """Find the text encoder that a whole file is: its row in ENCODERS and its size, or ""."""
+    try:
+        names = comfyui_names(path, tensors).names
+    except ConvertError:
+        return "", ""
+    return encoder_of({names[name]: ref.shape for name, ref in tensors.items()})
+
+
+def named_for_comfyui(path: Path, model: Model) -> tuple[Model, list[str]]:
+    """Give a model's tensors the names that ComfyUI has for them, with a note on what changed.
+
+    Layers that the header configures are renamed along. Raises ConvertError as `comfyui_names`.
+    """
+    renaming = comfyui_names(path, model.tensors)
+    if not renaming.lost:
+        return model, []
+    tensors = {
+        renaming.names[name]: dataclasses.replace(ref, name=renaming.names[name])
+        for name, ref in model.tensors.items()
+    }
+    layers = {
+        old.rpartition(".")[0]: name.rpartition(".")[0] for old, name in renaming.names.items()
+    }
+    metadata = renamed_layers(model.metadata, layers)
+    renamed = dataclasses.replace(model, tensors=tensors, metadata=metadata)
+    return renamed, [Note(renaming.note, Rank.INFORMATION)]
+
+
+def renamed_layers(metadata: dict[str, str], layers: dict[str, str]) -> dict[str, str]:
+    """Rename the layers that a header's metadata configures, by {old name: new name}.
+
+    What cannot be read stays, for the checks to tell of.
+    """
+    key = "_quantization_metadata"
+    try:
+        listed = json.loads(metadata[key])
+        listed["layers"] = {layers.get(old, old): found for old, found in listed["layers"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return metadata
+    return metadata | {key: json.dumps(listed)}
+
+
 # ── nvfp4/calibrate/encoders.py: Record text encoders in the run that records a model: --record-enc
 
 def put_encoder_recorders(
@@ -16120,6 +16526,12 @@ def encoder_recordings_in(folder: Path) -> dict[Path, int]:
         if metadata.get("encoder"):
             found[path] = path.stat().st_mtime_ns
     return found
+
+
+def stays_16_bit(encoder: Path) -> bool:
+    """Tell whether a file is a text encoder that ComfyUI loads in 16 bits alone, such as CLIP."""
+    name, _ = text_encoder(encoder, open_model(encoder).tensors)
+    return bool(name) and ENCODERS[name].half_only
 
 
 def file_of_recording(recording: Path, encoders: Iterable[Path]) -> Path | None:
@@ -17843,8 +18255,11 @@ def encoder_lines(statistics: Path, task: CalibrationRun) -> Iterator[str]:
     """
     yield ""
     yield next(most_variable(statistics))
-    encoder = file_of_recording(statistics, task.text_encoder) or "TEXT_ENCODER"
-    yield from written_lines(statistics, encoder)
+    encoder = file_of_recording(statistics, task.text_encoder)
+    *written, further = written_lines(statistics, encoder or "TEXT_ENCODER")
+    yield from written
+    is_used = not (encoder and stays_16_bit(encoder))
+    yield further if is_used else f"{encoder.name} is not converted: ComfyUI loads it in 16 bits"
 
 
 import enum
@@ -19032,412 +19447,6 @@ def planned_values(plan: TensorPlan) -> Iterator[tuple[str, bytes]]:
         value = load_weight(ref)
         value = value.to(TORCH_DTYPES[plan.dtype]) if ref.is_float else value
         yield ref.name, stored_bytes(value)
-
-
-# ── nvfp4/file_kinds.py: Tell what a file is that is no diffusion model, by the names of its tensor
-
-# A name of a LoRA's tensor, in any of the spellings that ComfyUI and PEFT have.
-LORA_PART = re.compile(
-    r".+[._](lora(_linear_layer)?[._](up|down|mid|A|B)|hada_[wt][12]|lokr_[wt][12]|dora_scale"
-    r"|lora_magnitude_vector|oft_(blocks|diag)|diff(_b)?$|set_weight$)"
-)
-# What an embedding's vectors are called, one tensor for each text encoder.
-EMBEDDING_NAMES = {"emb_params", "*", "clip_l", "clip_g", "clip_h", "t5xxl", "string_to_param"}
-
-
-class FileKind(NamedTuple):
-    """Describe what a file may be instead of a diffusion model.
-
-    title: to follow "is"; what_to_do: with such a file, as the end of a sentence.
-    keys: regular expressions for the beginning of lines of `header_text`, behind up to four parts
-        of a prefix; all of them have to be there, and `absent` must not.
-    is_like_a_model: whether such files have the layers of a known family as well.
-    instead: what such a file is not, for those that check it.
-    """
-
-    title: str
-    what_to_do: str
-    keys: tuple[str, ...] = ()
-    absent: str = ""
-    is_like_a_model: bool = False
-    instead: str = "a diffusion model"
-
-
-LORA = FileKind("a LoRA", "give the model, and this with --merge-lora")
-# Parts of LoRAs that --merge-lora does not merge, by what a file of them alone is called.
-OTHER_LORAS = {"OFT": r".+[._](oft_(blocks|diag)|rescale)$", "GLoRA": r".+\.[ab][12]\.weight$"}
-UNMERGED = FileKind(
-    "a model with a LoRA beside its layers, as PEFT trains it",
-    "merge it first (merge_and_unload), or give the original model and the LoRA with --merge-lora",
-)
-EMBEDDING_FILE = FileKind("an embedding (textual inversion)", "it goes into models/embeddings")
-PATCH = "a model patch", "it goes into models/model_patches, for Load Model Patch, as it is"
-VAE = "a VAE", "ComfyUI loads it with Load VAE, as it is"
-# What text encoders have, in several lines of models. Diffusion models that are built like one have
-# a time step besides. A plain BERT is none that ComfyUI loads by itself, and is converted.
-TEXT_ENCODERS = (
-    (r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.",),
-    (r"text_model\.encoder\.layers\.0\.",),
-    (r"transformer\.resblocks\.0\.attn\.", r"token_embedding\.weight "),
-    (r"layers\.0\.self_attn\.(q|qkv)_proj\.", r"embed_tokens\.weight "),
-    # llama.cpp's names, in a GGUF.
-    (r"(enc\.)?blk\.0\.attn_(q|qkv|k)\.", r"token_embd\.weight "),
-)
-UNKNOWN_ENCODER = (
-    "and none that is converted (--list-presets has those); ComfyUI loads what it knows as it is"
-)
-TIME_STEP = r"\S*(time_?(step)?_?(embed|in\.|proj)|t_embedder|x_embedder)"
-# ComfyUI maps the names of some of these, in 16 bits alone (comfy/model_detection.py,
-# convert_diffusers_mmdit): a layer's scales and configuration would be lost.
-OTHER_NAMES = "ComfyUI loads quantised layers by its own names; take the file repackaged for it"
-# Models in the names of diffusers: {model: (keys, what native models have besides)}.
-DIFFUSERS_KEYS = {
-    "Wan": ((r"condition_embedder\.text_embedder\.linear_1\.weight ", r"blocks\.0\.attn1\."), ""),
-    "Flux, Flux 2, Chroma or Hunyuan Video": (
-        (r"single_transformer_blocks\.0\.", r"transformer_blocks\.0\.attn\."), ""),
-    "Hunyuan Video 1.5": (
-        (r"context_embedder\.token_refiner\.refiner_blocks\.0\.",
-         r"transformer_blocks\.0\.attn\.add_q_proj\."), ""),
-    "AuraFlow": ((r"joint_transformer_blocks\.0\.attn\.",), ""),
-    "Stable Diffusion 3": (
-        (r"transformer_blocks\.0\.attn\.add_q_proj\.weight ", r"pos_embed\.proj\.weight "), ""),
-    "PixArt": (
-        (r"adaln_single\.emb\.timestep_embedder\.linear_1\.", r"pos_embed\.proj\.weight "), ""),
-    "Z-Image": ((r"layers\.0\.attention\.to_q\.", r"noise_refiner\.0\.attention\.to_q\."), ""),
-    "Ideogram": ((r"layers\.0\.attention\.to_q\.", r"llm_cond_proj\."), ""),
-    "Lumina 2": (
-        (r"layers\.0\.attn\.to_q\.weight ", r"noise_refiner\.0\.attn\.to_q\."),
-        r"(image_index_embedding|ref_image_patch_embedder\.)"),
-    "LTX": ((r"time_embed\.emb\.timestep_embedder\.linear_1\.weight ", r"proj_in\.weight "), ""),
-    "Cosmos": ((r"time_embed\.t_embedder\.linear_1\.weight ", r"transformer_blocks\.0\."), ""),
-    "Mochi": ((r"time_embed\.pooler\.to_kv\.", r"transformer_blocks\.0\.attn1\."), ""),
-    "Krea 2": ((r"text_fusion\.refiner_blocks\.0\.attn\.to_q\.",), ""),
-    "MiniMax H3": ((r"audio_proj_in\.weight ", r"token_refiner\.refiner_blocks\.0\.attn\."), ""),
-    "Stable Audio or MiniMax Music": (
-        (r"preprocess_conv\.weight ", r"transformer_blocks\.0\.attn1?\.to_q\."), ""),
-    "ACE-Step": ((r"layers\.0\.self_attn\.to_q\.", r"layers\.0\.cross_attn\.to_q\."), ""),
-    "Hunyuan DiT": ((r"time_extra_emb\.", r"blocks\.0\.attn1\.to_q\."), ""),
-    "Stable Diffusion": (
-        (r"down_blocks\.\d\.resnets\.0\.(spatial_res_block\.)?conv1\.", r"time_embedding\."),
-        ""),
-    "Stable Cascade": ((r"down_blocks\.\d\.2\.attention\.to_q\.",), ""),
-}  # fmt: skip
-KINDS = (
-    FileKind("a recording of the calibration node", "give it with --activation-stats",
-             (r"\S+\.block_histogram ", r"\S+\.absmax ")),
-    # What ModelPatchLoader takes and ControlNetLoader does not (comfy_extras/nodes_model_patch.py).
-    FileKind(*PATCH, (r"(control_all_x_embedder\.|control_layers\.0\.|control_noise_refiner\.0\."
-                      r"|controlnet_blocks\.0\.y_rms\.|controlnet_patch_embedding\."
-                      r"|feature_embedder\.mid_layer_norm\.|lllite_conditioning1\.conv1\.)",),
-             is_like_a_model=True),
-    FileKind(*PATCH, (r"audio_proj\.proj1\.weight ", r"blocks\.0\.audio_cross_attn\.proj\.")),
-    FileKind("a control net", "ComfyUI loads it with Load ControlNet Model, as it is",
-             (r"(control_model\.|controlnet_|input_hint_block\.0\.|zero_convs\.0\.|lora_controlnet "
-              r"|control_x_embedder\.|pos_embed_input\.|control_blocks\.0\.)",),
-             is_like_a_model=True),
-    FileKind("an IP-Adapter", "it goes into models/ipadapter",
-             (r"(ip_adapter\.\d+\.|image_proj(_model)?\.(latents|layers\.0|proj)\b)",)),
-    FileKind("a T2I adapter", "ComfyUI loads it with Load ControlNet Model, as it is",
-             (r"(adapter\.)?body\.0\.(resnets\.0\.)?block1\.",)),
-    FileKind("a motion module", "it is for AnimateDiff, as it is",
-             (r"(down|up)_blocks\.0\.motion_modules\.0\.",)),
-    *(
-        FileKind(f"a model in the names of diffusers ({title})", OTHER_NAMES, keys, absent, True,
-                 "in ComfyUI's")
-        for title, (keys, absent) in DIFFUSERS_KEYS.items()
-    ),
-    *(
-        FileKind("a text encoder", UNKNOWN_ENCODER, keys, TIME_STEP)
-        for keys in TEXT_ENCODERS
-    ),
-    FileKind("a CLIP vision encoder", "ComfyUI loads it with Load CLIP Vision, as it is",
-             (r"(vision_model\.encoder\.layers\.0\.|visual\.transformer\.resblocks\.0\.)",)),
-    FileKind("an audio encoder", "ComfyUI loads it with its audio encoder loader, as it is",
-             (r"feature_extractor\.conv_layers\.0\.",)),
-    FileKind(*VAE, (r"(de|en)coder\.conv_in\.(\w+\.)?weight ",)),
-    FileKind(*VAE, (r"(de|en)coder\.conv1\.weight ", r"(de|en)coder\.middle\.0\.")),
-    FileKind(*VAE, (r"(de|en)coder\.(block|up_block|down_block|down|up)s?\.0\.",),
-             absent=r"\S*(self_attn|cross_attn|attn_block|to_q)\."),
-    FileKind(*VAE, (r"(de|en)coder\.(conv1|layers\.0)\.(weight(_[vg])? |parametrizations\.|conv\.)",
-                    ),),
-    FileKind(*VAE, (r"taesd_(de|en)coder\.",)),
-    FileKind("a style model", "ComfyUI loads it with Load Style Model, as it is",
-             (r"redux_up\.weight ", r"redux_down\.weight ")),
-    FileKind("an upscaler", "ComfyUI loads it with Load Upscale Model, as it is",
-             (r"((model\.)?1\.sub\.0\.(RDB1|conv)|body\.0\.rdb1\.conv1\.|RRDB_trunk\.0\."
-              r"|layers\.0\.residual_group\.)",)),
-)  # fmt: skip
-
-
-def lora_kind(names: Iterable[str]) -> FileKind | None:
-    """Tell a LoRA, and a model that has one beside its layers, by the names in a file."""
-    names = list(names)
-    count = sum(LORA_PART.match(name) is not None for name in names)
-    if count and any(".base_layer." in name for name in names):
-        return UNMERGED
-    for title, part in OTHER_LORAS.items():
-        others = sum(re.match(part, name) is not None for name in names)
-        # Beside them each layer has an alpha.
-        if 2 * others >= len(names) > 0 and count <= others:
-            return FileKind(f"a LoRA of the kind {title}", f"--merge-lora does not merge {title}")
-    return LORA if 2 * count >= len(names) > 0 else None
-
-
-def kind_of_file(shapes: Mapping[str, tuple[int, ...]], *, is_model: bool) -> FileKind | None:
-    """Tell what a file is that is no diffusion model; None for what may be one.
-
-    shapes: {name: shape} of its tensors, those beside a diffusion model left out; is_model: whether
-    they are recognised as a family's.
-    """
-    if shapes and shapes.keys() <= EMBEDDING_NAMES:
-        return EMBEDDING_FILE
-    if (lora := lora_kind(shapes)) is not None:
-        return lora
-    text = header_text(shapes)
-
-    def there(key: str) -> bool:
-        return re.search(rf"^(?:[\w-]+\.){{0,4}}?{key}", text, re.MULTILINE) is not None
-
-    for kind in KINDS:
-        if is_model and not kind.is_like_a_model:
-            continue
-        if all(map(there, kind.keys)) and not (kind.absent and there(kind.absent)):
-            return kind
-    return None
-
-
-# ── nvfp4/prefixes.py: Find the names that ComfyUI has for a file's tensors, where wrappers and pre
-
-# Parts of names that are nothing but a prefix where all names of a file begin with them. No model
-# of ComfyUI has all its tensors in a module of such a name.
-MERE_PARTS = (
-    "model", "diffusion_model", "net", "module", "transformer", "dit", "unet", "pipe", "denoiser",
-    "model_ema", "ema_model", "ema", "state_dict", "base_model",
-)  # fmt: skip
-# The one part that all names of a model of ComfyUI begin with (PixelDiT).
-OWN_PARTS = {"core"}
-# Of MERE_PARTS, moving averages of the weights, which lie beside the weights themselves as a rule.
-AVERAGES = ("model_ema.", "ema_model.", "ema.", "module.model_ema.", "module.ema.")
-# What becomes of a text encoder that ComfyUI builds without its operations for quantised layers.
-HALF_ENCODER = (
-    "ComfyUI loads it in 16 bits alone, and would read no scales of quantised layers: leave it as "
-    "it is"
-)
-
-
-class Renaming(NamedTuple):
-    """Hold the names that ComfyUI has for all tensors of a file, and what the file's had besides.
-
-    names: {name in the file: name for ComfyUI}, in the order of the file.
-    lost: prefixes and wrappers that are in the file's names and not in ComfyUI's.
-    put: the prefix, or several, that the names of the model got instead, or "".
-    """
-
-    names: dict[str, str]
-    lost: tuple[str, ...]
-    put: str = ""
-
-    @property
-    def note(self) -> str:
-        """Make a line of it for people; "" where nothing was renamed."""
-        if not self.lost:
-            return ""
-        instead = f"have {self.put} instead of" if self.put else "lose"
-        if self.lost == (HEAD_PREFIX,):
-            return (
-                f"names {instead} {HEAD_PREFIX}, as ComfyUI renames the weight without its scales"
-            )
-        return f"names {instead} their {' and '.join(self.lost)}, which ComfyUI does not know"
-
-
-def comfyui_names(path: Path, tensors: Mapping[str, TensorRef]) -> Renaming:
-    """Find the names for ComfyUI of all tensors of a file.
-
-    path: of the file, for messages. The diffusion model's prefix goes if every tensor has it, and
-    becomes the one that ComfyUI strips where a text encoder or the like lies beside it. Raises
-    ConvertError where the file has two models, or two tensors would get one name.
-    """
-    names = {name: unwrapped(name) for name in tensors}
-    lost = {f"{match[0].strip('.')}." for name in names if (match := WRAPPED.search(name))}
-    lost |= {"module." for name in names if WRAPPED.sub("", name) != names[name]}
-    refuse_equal_names(path, names)
-    refuse_averages(path, names)
-    shapes = {names[name]: ref.shape for name, ref in tensors.items()}
-    # Some diffusion models have a language model inside, named as a text encoder's file names it.
-    is_model = bool(model_prefixes(shapes))
-    if not is_model and (prefixes := renamed_prefixes(shapes)):
-        names = {old: with_prefixes(name, prefixes) for old, name in names.items()}
-        refuse_equal_names(path, names)
-        there = {old for old in prefixes if any(name.startswith(old) for name in shapes)}
-        put = " and ".join(sorted({prefixes[old] for old in there}))
-        return Renaming(names, tuple(sorted(lost | there)), put)
-    if not is_model and encoder_of(shapes)[0]:
-        return Renaming(names, tuple(sorted(lost)))
-    prefix = only_prefix(path, shapes)
-    put = ""
-    if prefix:
-        put = "" if all(name.startswith(prefix) for name in names.values()) else COMFYUI_PREFIX
-        names = {
-            old: put + name.removeprefix(prefix) if name.startswith(prefix) else name
-            for old, name in names.items()
-        }
-        refuse_equal_names(path, names)
-    return Renaming(names, tuple(sorted(lost | ({prefix} - {""}))), put)
-
-
-def refuse_equal_names(path: Path, names: dict[str, str]) -> None:
-    """Raise ConvertError where two of {name in the file: name for ComfyUI} become one."""
-    olds: dict[str, str] = {}
-    for old, name in names.items():
-        if (other := olds.setdefault(name, old)) != old:
-            raise ConvertError(
-                f"{path}: {examples([other, old])} are both {examples([name])} for ComfyUI: give a "
-                "file that has each tensor once"
-            )
-
-
-def refuse_averages(path: Path, names: dict[str, str]) -> None:
-    """Raise ConvertError where moving averages lie beside the weights that they are averages of."""
-    for prefix in AVERAGES:
-        averages = {n.removeprefix(prefix) for n in names.values() if n.startswith(prefix)}
-        others = {bare(name) for name in names.values() if not name.startswith(prefix)}
-        if len(averages & others) > len(averages) / 2:
-            twice = examples(sorted(averages & others)[:1])
-            raise ConvertError(
-                f"{path}: holds the model twice, as {prefix}* and without it ({twice}): give a "
-                "file with one of the two"
-            )
-
-
-def only_prefix(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
-    """Find the prefix of the diffusion model's names that ComfyUI does not strip; "" without any.
-
-    A family is recognised behind any prefix. For a model of no family a prefix is what all names
-    have; see `mere_prefix`. Raises ConvertError where there are two models.
-    """
-    found = model_prefixes(shapes)
-    if len(found) > 1:
-        named = " and ".join(f"{prefix}*" for prefix in found)
-        raise ConvertError(f"{path}: holds several models, named {named}: give a file with one")
-    if found:
-        prefix = found[0]
-    elif (prefix := diffusion_prefix(shapes)) not in UNREAD_PREFIXES:
-        prefix = mere_prefix(shapes)
-    return "" if prefix in PREFIXES and prefix not in UNREAD_PREFIXES else prefix
-
-
-def mere_prefix(names: Mapping[str, tuple[int, ...]]) -> str:
-    """Find the longest prefix that all names have and no model of ComfyUI: "module.transformer.".
-
-    names: {name: shape}. It is of any parts where it holds a whole model, else of MERE_PARTS.
-    """
-    # Each column has one part of all names; the shortest name ends it.
-    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    shared = itertools.takewhile(lambda column: len({*column}) == 1, columns)
-    parts = list(itertools.takewhile(lambda part: part not in OWN_PARTS, (c[0] for c in shared)))
-    if not holds_a_model(names, parts):
-        parts = itertools.takewhile(MERE_PARTS.__contains__, parts)
-    return "".join(f"{part}." for part in parts)
-
-
-def holds_a_model(names: Mapping[str, tuple[int, ...]], parts: list[str]) -> bool:
-    """Tell whether the module of these parts, in which all names are, is a model of several.
-
-    Trainers give it names of their own. What is numbered is a block, or a list of them, and another
-    kind of file, such as a text encoder, keeps its names.
-    """
-    inside = [name.split(".")[len(parts) :] for name in names]
-    modules = {name[0] for name in inside}
-    return (
-        (len(modules) > 1 or modules <= OWN_PARTS)
-        and not any(part.isdigit() for part in (*parts, *modules))
-        and any(part.isdigit() for name in inside for part in name)
-        and kind_of_file(names, is_model=False) is None
-    )
-
-
-def comparable_names(path: Path, tensors: Mapping[str, TensorRef]) -> dict[str, str]:
-    """Give all tensors of a file the names by which files are compared: {name: bare name}.
-
-    Where the file has two models, their names stay apart.
-    """
-    try:
-        names = comfyui_names(path, tensors).names
-    except ConvertError:
-        names = {name: name for name in tensors}
-    return {name: bare(new) for name, new in names.items()}
-
-
-def file_kind(path: Path, tensors: Mapping[str, TensorRef]) -> FileKind | None:
-    """Tell what a file is that is no diffusion model; None for what may be one, or is empty.
-
-    None stands for a text encoder that is converted, too; see `text_encoder`.
-    Of a file that has more than a diffusion model, that alone is looked at.
-    """
-    # Prefixes of a LoRA are none of the model's.
-    if kind := lora_kind(tensors):
-        return kind
-    try:
-        names = comfyui_names(path, tensors).names
-    except ConvertError:
-        return None
-    shapes = {names[name]: ref.shape for name, ref in tensors.items()}
-    if encoder_of(shapes)[0]:
-        return half_encoder(shapes)
-    prefix = diffusion_prefix(names.values())
-    own = {name: shape for name, shape in shapes.items() if not is_beside(name, prefix)}
-    return kind_of_file(own or shapes, is_model=bool(model_prefixes(own)))
-
-
-def half_encoder(shapes: Mapping[str, tuple[int, ...]]) -> FileKind | None:
-    """Tell a text encoder that is not converted, as ComfyUI loads no quantised layers of it."""
-    name, size = encoder_of(shapes)
-    if not name or not ENCODERS[name].half_only:
-        return None
-    return FileKind(f"a text encoder ({ENCODERS[name].title} {size})", HALF_ENCODER)
-
-
-def text_encoder(path: Path, tensors: Mapping[str, TensorRef]) -> tuple[str, str]:
-    """Find the text encoder that a whole file is: its row in ENCODERS and its size, or ""."""
-    try:
-        names = comfyui_names(path, tensors).names
-    except ConvertError:
-        return "", ""
-    return encoder_of({names[name]: ref.shape for name, ref in tensors.items()})
-
-
-def named_for_comfyui(path: Path, model: Model) -> tuple[Model, list[str]]:
-    """Give a model's tensors the names that ComfyUI has for them, with a note on what changed.
-
-    Layers that the header configures are renamed along. Raises ConvertError as `comfyui_names`.
-    """
-    renaming = comfyui_names(path, model.tensors)
-    if not renaming.lost:
-        return model, []
-    tensors = {
-        renaming.names[name]: dataclasses.replace(ref, name=renaming.names[name])
-        for name, ref in model.tensors.items()
-    }
-    layers = {
-        old.rpartition(".")[0]: name.rpartition(".")[0] for old, name in renaming.names.items()
-    }
-    metadata = renamed_layers(model.metadata, layers)
-    renamed = dataclasses.replace(model, tensors=tensors, metadata=metadata)
-    return renamed, [Note(renaming.note, Rank.INFORMATION)]
-
-
-def renamed_layers(metadata: dict[str, str], layers: dict[str, str]) -> dict[str, str]:
-    """Rename the layers that a header's metadata configures, by {old name: new name}.
-
-    What cannot be read stays, for the checks to tell of.
-    """
-    key = "_quantization_metadata"
-    try:
-        listed = json.loads(metadata[key])
-        listed["layers"] = {layers.get(old, old): found for old, found in listed["layers"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return metadata
-    return metadata | {key: json.dumps(listed)}
 
 
 # ── nvfp4/asking/ask.py: Ask a ComfyUI about a file, in a process of its own ──────────────────────
