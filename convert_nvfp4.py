@@ -21371,7 +21371,7 @@ def repeated_blocks(model: Model, why: str = "--preset smart:") -> Family:
     members, sizes = defaultdict(set), Counter()
     for ref in model.linear_weights:
         # The first number of a name is the block's: blocks.3.attn.0.weight is of block 3.
-        if found := re.match(r"([^\d]+)\.(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
+        if found := re.match(r"([^\d]+?)\.?(\d{1,9})\..*\.weight", bare(ref.name), re.DOTALL):
             members[found[1]].add(int(found[2]))
             sizes[found[1]] += ref.nbytes
     # Bytes stand for weights here, as a checkpoint's linear layers share a dtype.
@@ -21387,7 +21387,7 @@ def repeated_blocks(model: Model, why: str = "--preset smart:") -> Family:
             "--preset all quantises every linear layer, or name some with --include"
         )
     for name in found:
-        blocks = re.compile(rf"{re.escape(name)}\.(\d{{1,9}})\.")
+        blocks = re.compile(rf"{re.escape(name)}\.?(\d{{1,9}})\.")
         matches = map(blocks.match, map(bare, model.tensors))
         if lacking := gaps({int(match[1]) for match in matches if match}):
             named = examples(f"{name}.{number}" for number in lacking)
