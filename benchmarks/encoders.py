@@ -11,7 +11,8 @@ Weights are encoded and decoded by the converter's own formats; inputs are as th
 runs encoders (full-precision matmul), but for rows that say INT8 inputs. These encoders have 384
 channels: weights are rotated by 64 in place of the 256 that files have.
 
-Usage: python benchmarks/encoders.py [formats | kinds | blocks | embeddings | statistics | kept]
+Usage: python benchmarks/encoders.py [formats] [kinds] [blocks] [embeddings] [kept] [statistics]
+       (needs tests/requirements.txt; half an hour on one core for all)
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from nvfp4.requirements import REQUIRED, require
 require(*REQUIRED)
 
 import torch
+from rounding import english
 
 import convert_nvfp4 as c
 
@@ -82,6 +84,33 @@ STYLES = (
     "ukiyo-e woodblock print with a pale blue border",
     "handheld shot, slightly out of focus, cold colour grading",
 )
+# Prompts that have no part of the others, as a user has them to record an encoder with.
+CALIBRATION = (
+    "A cosy bookshop on a rainy evening, warm lamps behind fogged windows, oil on canvas",
+    "Portrait of a beekeeper with a smoker in her hands, freckles, golden hour, 85mm lens",
+    "The drone flies low over a canyon river, then rises until the whole valley is visible",
+    "A bowl of ramen with a soft-boiled egg, spring onions and chili oil, seen from above",
+    "Two knights play cards in a tavern; one of them cheats, and a dog under the table watches",
+    "An enormous clockwork whale floats between skyscrapers, brass and verdigris, concept art",
+    "Minimalist logo of a bird made of three triangles, navy on white, centred, no text",
+    "A grandmother teaches her grandson to fold dumplings, flour on the table, documentary style",
+    "A skateboarder falls, laughs and gets up again, slow motion, evening light, city plaza",
+    "A desert gas station at midnight, flickering sign, one parked truck, cinematic wide shot",
+    "Crochet toy of a hippopotamus in a tiny sailor hat, product photo, plain background",
+    "The dancer spins, her red dress opens like a flower, the audience is dark and silent",
+    "A map of an invented island with mountains, reefs and a sea serpent, ink and parchment",
+    "Macro photograph of a dewdrop on a spider's thread with a meadow reflected in it",
+    "A spaceship's mess hall, tired engineers eating in silence, practical effects, 1979",
+    "A paper boat drifts down a gutter, past shoes and umbrellas, filmed from water level",
+    "A fox spirit with nine tails sits before a shrine, falling maple leaves, anime key visual",
+    "An old elevator opens onto a beach; a man in a suit steps out and takes off his shoes",
+    "A poster for a jazz festival: saxophone, skyline, bold letters that say 'BLUE NIGHTS'",
+    "A glassblower shapes a vase, orange glow on his face, sparks, dark workshop",
+    "Aerial view of a tulip farm in stripes of red, yellow and purple, a tractor in the middle",
+    "A toddler tastes a lemon for the first time, close-up, home video from the nineties",
+    "A marble statue with headphones, pastel background, vaporwave, soft shadows",
+    "Heavy snow on a mountain pass, a bus with its lights on waits behind a fallen tree",
+)
 # States of silence that Whisper's decoder attends to, of 1500: more take time and say nothing.
 HEARD = 32
 # What layers are called by what they do; `kinds` of an encoder have these names.
@@ -114,6 +143,8 @@ FORMATS = {
     "INT8": c.format_titled(f"INT8 rotated by {ROTATED_BY}"),
     "INT8 not rotated": c.format_titled("INT8 not rotated"),
 }
+# Bits that a weight takes in them, scales of blocks and groups with it.
+BITS = {"NVFP4": 4.5, "W4A8": 4.5, "W6A8": 6.5, "FP8": 8, "INT8": 8, "INT8 not rotated": 8}
 
 
 @dataclass(kw_only=True)
@@ -121,15 +152,15 @@ class Encoder:
     """Hold a trained encoder and what its layers are.
 
     kinds: {kind: names of linear layers, in the order of the blocks}; embedding: the name of the
-    module with a row for each token; run: returns hidden states [tokens, channels] of all prompts,
-    and pooled ones [prompts, channels].
+    module with a row for each token; read: gives the mask of tokens that are no padding, hidden
+    states [texts, tokens, channels] and pooled ones [texts, channels] of texts.
     """
 
     title: str
     model: torch.nn.Module
     kinds: dict[str, list[str]]
     embedding: str
-    run: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    read: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     expected: tuple[torch.Tensor, torch.Tensor] = field(init=False)
     originals: dict[str, torch.Tensor] = field(init=False)
 
@@ -138,6 +169,11 @@ class Encoder:
         names = [*self.linear, self.embedding]
         self.originals = {name: self.weight(name).detach().clone() for name in names}
         self.expected = self.run()
+
+    def run(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the hidden states of the prompts [tokens, channels], and the pooled ones."""
+        mask, hidden, pooled = self.read(prompts())
+        return hidden[mask], pooled
 
     @property
     def linear(self) -> list[str]:
@@ -208,14 +244,15 @@ def minilm() -> Encoder:
 
     folder = checkpoint().parent
     model = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    tokens = AutoTokenizer.from_pretrained(folder)(prompts(), padding=True, return_tensors="pt")
-    mask = tokens["attention_mask"].bool()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
 
-    def run() -> tuple[torch.Tensor, torch.Tensor]:
+    def read(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tokens = tokenizer(texts, padding=True, return_tensors="pt")
+        mask = tokens["attention_mask"].bool()
         with torch.inference_mode():
             hidden = model(**tokens).last_hidden_state
         pooled = (hidden * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
-        return hidden[mask], pooled
+        return mask, hidden, pooled
 
     attention = r"layer\.\d+\.attention\."
     patterns = {
@@ -231,7 +268,7 @@ def minilm() -> Encoder:
         model=model,
         kinds=by_kind(model, patterns),
         embedding="embeddings.word_embeddings",
-        run=run,
+        read=read,
     )
 
 
@@ -324,22 +361,22 @@ def whisper() -> Encoder:
     model = whisper_model(ctranslate2(folder / "model.bin"))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     begin = [tokenizer.token_to_id(word) for word in ("<|startoftranscript|>", "<|notimestamps|>")]
-    lists = [begin + tokenizer.encode(" " + p, add_special_tokens=False).ids for p in prompts()]
-    ends = torch.tensor([len(ids) for ids in lists])
-    ids = torch.zeros(len(lists), int(ends.max()), dtype=torch.long)
-    for row, found in zip(ids, lists, strict=True):
-        row[: len(found)] = torch.tensor(found)
-    mask = torch.arange(ids.shape[1]) < ends.unsqueeze(1)
     with torch.inference_mode():
         # Whisper scales its logarithmic spectrum so that silence is -1.5 or so everywhere.
         sound = model.encoder(torch.full((1, 80, 3000), -1.5)).last_hidden_state[:, :HEARD]
 
-    def run() -> tuple[torch.Tensor, torch.Tensor]:
+    def read(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        lists = [begin + tokenizer.encode(f" {t}", add_special_tokens=False).ids for t in texts]
+        ends = torch.tensor([*map(len, lists)])
+        padded = [ids + [0] * (int(ends.max()) - len(ids)) for ids in lists]
+        mask = torch.arange(len(padded[0])) < ends.unsqueeze(1)
         with torch.inference_mode():
-            heard = sound.expand(len(ids), -1, -1)
-            hidden = model.decoder(input_ids=ids, encoder_hidden_states=heard, use_cache=False)
-        states = hidden.last_hidden_state
-        return states[mask], states[torch.arange(len(ids)), ends - 1]
+            hidden = model.decoder(
+                input_ids=torch.tensor(padded),
+                encoder_hidden_states=sound.expand(len(texts), -1, -1),
+                use_cache=False,
+            ).last_hidden_state
+        return mask, hidden, hidden[torch.arange(len(texts)), ends - 1]
 
     names = dict(zip(KINDS, ("q_proj", "k_proj", "v_proj", "out_proj"), strict=False))
     patterns = {kind: rf"^decoder\.layers\.\d+\.self_attn\.{n}" for kind, n in names.items()}
@@ -349,7 +386,7 @@ def whisper() -> Encoder:
         model=model,
         kinds=by_kind(model, patterns),
         embedding="decoder.embed_tokens",
-        run=run,
+        read=read,
     )
 
 
@@ -429,35 +466,89 @@ class Bench:
             print(row(title, self.measure({self.encoder.embedding: title})), flush=True)
 
     def kept(self) -> None:
-        """Print mixes: what a plan could keep in INT8 beside NVFP4, with bytes of all of them."""
+        """Print mixes: what a plan could keep in INT8 beside NVFP4, with their bits a weight."""
         print(HEADER.format("NVFP4 with INT8 for"))
         kinds, every = self.encoder.kinds, dict.fromkeys(self.encoder.linear, "NVFP4")
         blocks = [*zip(*kinds.values(), strict=True)]
-        edges = [*blocks[0], *blocks[-1]]
+        edges, most = [*blocks[0], *blocks[-1]], kinds["V"] + kinds["O"] + kinds["down"]
         mixes = {
+            "V and O": kinds["V"] + kinds["O"],
             "V and down": kinds["V"] + kinds["down"],
-            "V, O and down": kinds["V"] + kinds["O"] + kinds["down"],
-            "O and down": kinds["O"] + kinds["down"],
+            "V, O and down": most,
             "the first block": [*blocks[0]],
             "the last block": [*blocks[-1]],
             "the first and last block": edges,
-            "V, down, first and last block": kinds["V"] + kinds["down"] + edges,
+            "V, O, down, first and last block": most + edges,
         }
         for what, names in mixes.items():
-            mixed = every | dict.fromkeys(names, "INT8")
-            share = self.bits(mixed)
-            print(row(f"{what} ({share:.2f} bits a weight)", self.measure(mixed)), flush=True)
+            self.mixed(what, every | dict.fromkeys(names, "INT8"))
+        for rest, title in (("NVFP4", "W6A8"), ("W4A8", "W6A8"), ("W4A8", "INT8")):
+            chosen = dict.fromkeys(self.encoder.linear, rest) | dict.fromkeys(most, title)
+            self.mixed(f"({rest}, and {title} for V, O and down)", chosen)
 
-    def bits(self, chosen: dict[str, str]) -> float:
-        """Tell how many bits a weight takes on average: 4.5 of NVFP4, 8 of INT8."""
+    def mixed(self, what: str, chosen: dict[str, str]) -> None:
+        """Print a mix with the bits that a weight takes on average, without scales of rows."""
         sizes = {name: self.encoder.originals[name].numel() for name in chosen}
-        bits = (sizes[name] * (4.5 if chosen[name] == "NVFP4" else 8) for name in chosen)
-        return sum(bits) / sum(sizes.values())
+        bits = sum(sizes[name] * BITS[chosen[name]] for name in chosen) / sum(sizes.values())
+        print(row(f"{what}; {bits:.2f} bits", self.measure(chosen)), flush=True)
+
+    def statistics(self) -> None:
+        """Print all layers rounded by statistics of their inputs, recorded on other texts."""
+        print(HEADER.format("rounded by statistics of"))
+        texts = {"no text": [], "the manual of Python, 300 sentences": english()[:300]}
+        texts[f"{len(CALIBRATION)} other prompts"] = [*CALIBRATION]
+        for title in ("NVFP4", "W4A8"):
+            for what, read in texts.items():
+                found = self.statistics_of(read) if read else {}
+                weights = {
+                    name: self.rounded(name, FORMATS[title], found[name])
+                    if found
+                    else self.decoded(name, title)
+                    for name in self.encoder.linear
+                }
+                print(row(f"{title}: {what}", self.encoder.errors(weights, {})), flush=True)
+
+    def statistics_of(self, texts: list[str]) -> dict[str, c.Statistics]:
+        """Record mean and second moment of what each linear layer is given by some texts."""
+        seen = {}
+
+        def keep(name: str, given: tuple) -> None:
+            seen[name] = given[0]
+
+        modules = {name: self.encoder.model.get_submodule(name) for name in self.encoder.linear}
+        hooks = [
+            module.register_forward_pre_hook(lambda _, given, name=name: keep(name, given))
+            for name, module in modules.items()
+        ]
+        mask, _, _ = self.encoder.read(texts)
+        for hook in hooks:
+            hook.remove()
+        rows = {name: values[mask].clone() for name, values in seen.items()}
+        return {
+            name: c.Statistics(
+                mean=x.mean(0), second=x.t() @ x / len(x), rows=x[:256], independent=float(len(x))
+            )
+            for name, x in rows.items()
+        }
+
+    def rounded(self, name: str, form: c.Format, statistics: c.Statistics) -> torch.Tensor:
+        """Encode a weight rounded to the least error of its outputs, and decode it again."""
+        weight = self.encoder.originals[name]
+        ref = c.TensorRef(
+            name="l.weight", dtype="F32", shape=tuple(weight.shape), path=Path(), begin=0, nbytes=1
+        )
+        moments = c.Moments(recordings=())
+        plan = c.TensorPlan(ref=ref, precision=form, reason="", dtype="F32", moments=moments)
+        self.compute.recalled = {moments: statistics}
+        found, _ = c.round_by_moments(
+            plan, weight, c.search_scales(plan, weight, self.compute), self.compute
+        )
+        return form.decode(torch.cat(found.codes), *found.by_rows, found.scale)
 
 
 def main() -> None:
     """Print the tables that were asked for, or all, for each encoder that is installed."""
-    tables = ("formats", "kinds", "blocks", "embeddings", "kept")
+    tables = ("formats", "kinds", "blocks", "embeddings", "kept", "statistics")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("table", nargs="*", choices=[[], *tables])
     asked = parser.parse_args().table or tables
