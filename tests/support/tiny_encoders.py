@@ -1,7 +1,8 @@
 """Small random text encoders of published ones, which ComfyUI recognises, loads and encodes with.
 
 MAKE, run as `python -c` in the repository with FOLDER and COMFYUI_ROOT in the environment, writes
-KIND.safetensors of every kind that the checkout knows into FOLDER, and prints their names. ENCODE
+KIND.safetensors of every kind (or those of KINDS) that the checkout knows into FOLDER, and prints
+their names. ENCODE
 loads the files of FILES, [[kind, path], ...] as JSON, as Load CLIP does, or as Load Checkpoint
 where a model lies beside, and encodes PROMPT with each; its result is [what was logged, formats of
 the layers, path of the output], one for each file.
@@ -26,7 +27,15 @@ LLAMA = {
     "num_hidden_layers": 3, "intermediate_size": 512, "vocab_size": 512,
     "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
+CLIP = {
+    "num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4
+}  # fmt: skip
 NARROW = LLAMA | {"hidden_size": 512}
+# ComfyUI knows some sizes by their 48 blocks.
+DEEP = {
+    "num_hidden_layers": 48, "hidden_size": 256, "intermediate_size": 256, "vocab_size": 512,
+    "num_attention_heads": 1, "num_key_value_heads": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,17 +86,29 @@ def wide_last_block():
     t5.T5Block = wide_block
 
 
+def beside_small_clip():
+    """Keep the sizes of a small CLIP-L, which ComfyUI replaces by how long its prompts may be."""
+    from comfy.text_encoders import long_clipl
+
+    wide_last_block()
+    long_clipl.model_options_long_clip = lambda _, tokenizer, options: (tokenizer, options)
+
+
 def small_vision():
     """Make vision towers small, whose sizes no configuration has."""
     from functools import partial
 
-    from comfy.text_encoders import qwen3vl, qwen35, qwen_vl
+    from comfy.text_encoders import llama, qwen3vl, qwen35, qwen_vl
 
     small = {"hidden_size": 256, "num_heads": 4, "intermediate_size": 512}
     qwen35.QWEN35_VISION_DEFAULTS |= small | {"depth": 1}
     qwen3vl.QWEN3VL_VISION_COMMON["num_heads"] = 4
     qwen3vl.QWEN3VL_VISION["qwen3vl_8b"] |= {
         "depth": 1, "hidden_size": 256, "intermediate_size": 512, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    llama.GEMMA3_VISION_CONFIG |= {
+        "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
+        "num_hidden_layers": 1,
     }  # fmt: skip
     tower = qwen_vl.Qwen2VLVisionTransformer
     if not isinstance(tower, partial):
@@ -107,6 +128,13 @@ def first_layers():
     flux.load_mistral_tokenizer = lambda _: {}
 
 
+def all_three_layers():
+    """Take what Lens takes of four of GPT-OSS's layers from the first ones."""
+    from comfy.text_encoders import gpt_oss
+
+    gpt_oss.LENS_SELECTED_LAYERS = (0, 1, 2)
+
+
 TINY_ENCODERS = {
     "t5": TinyEncoder("t5_xxl", T5, "MOCHI", "t5xxl", prepare=wide_last_block),
     "umt5": TinyEncoder("umt5_xxl", T5, "WAN", "umt5xxl", "spiece_model", prepare=wide_last_block),
@@ -121,6 +149,24 @@ TINY_ENCODERS = {
     ),
     "gemma2": TinyEncoder("gemma2_2b", NARROW, "LUMINA2", "gemma2_2b", "spiece_model"),
     "gemma3": TinyEncoder("gemma3_4b", NARROW, "LUMINA2", "gemma3_4b", "spiece_model"),
+    "gemma3_12b": TinyEncoder(
+        "gemma3_12b", DEEP, "LTXV", "", "spiece_model", prepare=small_vision
+    ),
+    "ministral": TinyEncoder(
+        "ministral_3b", LLAMA | {"intermediate_size": 256}, "STABLE_DIFFUSION", "ministral3_3b",
+        "comfy.text_encoders.flux.MistralTokenizerClass", prepare=first_layers,
+    ),
+    "gpt_oss": TinyEncoder(
+        "gpt_oss_20b",
+        {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4},
+        "LENS", "gpt_oss", "comfy.text_encoders.gpt_oss._GptOssRawTokenizer",
+        prepare=all_three_layers,
+    ),
+    "gemma4_12b": TinyEncoder(
+        "gemma4_12b", DEEP, "STABLE_DIFFUSION", "gemma4",
+        "comfy.text_encoders.gemma4._Gemma4Tokenizer",
+    ),
     "mistral": TinyEncoder(
         "mistral_small_24b_flux2",
         LLAMA | {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 256},
@@ -141,19 +187,29 @@ TINY_ENCODERS = {
 }  # fmt: skip
 
 
+# What dual loaders take beside another encoder, in 16 bits alone: never converted here.
+BESIDE = {"clip_l": TinyEncoder("clip_l", CLIP, "STABLE_DIFFUSION", "clip_l")}
+# Loaded with one of BESIDE, whose path follows behind a "|".
+DUAL = {"flux": TinyEncoder("t5_xxl", T5, "FLUX", "t5xxl", prepare=beside_small_clip)}
+EVERY = TINY_ENCODERS | BESIDE | DUAL
+
+
 def make_tiny_encoder(kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """The tensors of a small encoder in bfloat16, with its tokenizer; ComfyUI is imported."""
     import comfy.ops
 
-    tiny = TINY_ENCODERS[kind]
+    tiny = EVERY[kind]
     if tiny.prepare:
         tiny.prepare()
     row, generator = ENCODER_MODELS[tiny.model], torch.Generator().manual_seed(seed)
     made = build_encoder(row, comfy.ops.mixed_precision_ops(), **tiny.sizes)
     shapes = {published_name(row, name): shape for name, shape in shapes_of(made).items()}
     state = {name: values(name, shape, generator) for name, shape in shapes.items()}
-    # T5 scales no logits: its queries are small instead, or attention would jump between tokens.
-    state |= {name: t / 8 for name, t in state.items() if name.endswith("SelfAttention.q.weight")}
+    # T5 and Gemma 4 scale no logits: queries are small instead, or attention would jump between
+    # tokens. Gemma 4 multiplies what a block gives by a number.
+    small, by = ("q_norm.weight", 16) if "gemma4" in kind else ("SelfAttention.q.weight", 8)
+    state |= {name: t / by for name, t in state.items() if name.endswith(small)}
+    state |= {name: torch.ones_like(t) for name, t in state.items() if "layer_scalar" in name}
     if tiny.tokenizer == "spiece_model":
         state["spiece_model"] = tokenizer(64, bos=-1 if tiny.type == "WAN" else 3)
     return state
@@ -164,7 +220,7 @@ COMMON = (
     + """
 sys.path.insert(1, os.getcwd())
 sys.path.insert(1, os.path.join(os.getcwd(), "tests"))
-from support.tiny_encoders import TINY_ENCODERS
+from support.tiny_encoders import BESIDE, EVERY, TINY_ENCODERS
 """
 )
 MAKE = (
@@ -176,10 +232,15 @@ from support.make_encoders import ENCODER_MODELS
 from support.tiny_encoders import make_tiny_encoder
 
 made = []
-for kind, tiny in TINY_ENCODERS.items():
+for kind, tiny in (TINY_ENCODERS | BESIDE).items():
+    # ComfyUI 0.29 cannot encode with a Gemma 4 12B of this size, unconverted, too.
+    if kind == "gemma4_12b" and not hasattr(comfy.text_encoders.gemma4, "RingKV"):
+        continue
+    if kind not in os.environ.get("KINDS", kind).split(","):
+        continue
     if ENCODER_MODELS[tiny.model].published.detected in comfy.sd.TEModel.__members__:
         save_file(make_tiny_encoder(kind), Path(os.environ["FOLDER"]) / f"{kind}.safetensors")
-        made.append(kind)
+        made += [kind] if kind in TINY_ENCODERS else []
 print("RESULT", json.dumps(made))
 """
 )
@@ -198,20 +259,23 @@ def folded(module, given, named):
     return (given[0] % module.num_embeddings, *given[1:]), named
 
 def load(kind, path):
-    tiny = TINY_ENCODERS[kind]
+    tiny = EVERY[kind]
     if tiny.prepare:
         tiny.prepare()
     if "." in tiny.tokenizer:
         module, _, name = tiny.tokenizer.rpartition(".")
         setattr(importlib.import_module(module), name, StandIn)
-    options = {f"{tiny.key}_model_config": dict(tiny.sizes)}
+    # GPT-OSS has a name of its own for it.
+    options = {f"{tiny.key}{end}": dict(tiny.sizes) for end in ("_model_config", "_config")}
+    options |= {"clip_l_model_config": dict(BESIDE["clip_l"].sizes)}
+    path, *more = path.split("|")
     if any(name.startswith(MODEL) for name in safe_open(path, "pt").keys()):
         clip = comfy.sd.load_checkpoint_guess_config(
             path, output_vae=False, te_model_options=options
         )[1]
     else:
         type = getattr(comfy.sd.CLIPType, tiny.type)
-        clip = comfy.sd.load_clip([path], clip_type=type, model_options=options)
+        clip = comfy.sd.load_clip([path, *more], clip_type=type, model_options=options)
     for module in clip.cond_stage_model.modules():
         if isinstance(module, torch.nn.Embedding) and module.num_embeddings == 512:
             module.register_forward_pre_hook(folded, with_kwargs=True)
@@ -234,8 +298,9 @@ for kind, path in json.loads(os.environ["FILES"]):
     told = [line for line in log.getvalue().splitlines() if line.startswith("clip ")]
     with torch.no_grad():
         out = encoded(clip)
-    torch.save(out, f"{path}.pt")
-    found.append([told, formats, f"{path}.pt"])
+    saved = f"{path.partition('|')[0]}.{kind}.pt"
+    torch.save(out, saved)
+    found.append([told, formats, saved])
 print("RESULT", json.dumps(found))
 """
 )

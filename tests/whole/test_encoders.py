@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import convert_nvfp4 as c
 from support.all_in_one import MODEL, T5
 from support.comfyui import loaded_formats, needs_comfyui, run_comfyui
-from support.tiny_encoders import ENCODE, MAKE, TINY_ENCODERS
+from support.tiny_encoders import CLIP, ENCODE, MAKE, TINY_ENCODERS
 from support.tiny_models import tiny_model
 
 pytestmark = [needs_comfyui, pytest.mark.slow]
@@ -64,9 +64,26 @@ def test_comfyui_encodes_with_what_was_converted(kind, plan, encoded):
     assert 0 < error < PLANS[plan][1]
 
 
+def test_comfyui_encodes_with_a_converted_encoder_beside_clip(tmp_path):
+    """As DualCLIPLoader does for Flux.1: T5 converted, CLIP-L as it is."""
+    run_comfyui(MAKE, FOLDER=str(tmp_path), KINDS="t5,clip_l")
+    given, made, clip = (f"{tmp_path}/{name}.safetensors" for name in ("t5", "small", "clip_l"))
+    assert c.main([given, made, "--formats", loaded_formats(), "--quiet"]) == 0
+    files = [["flux", f"{path}|{clip}"] for path in (given, made)]
+    found, _ = run_comfyui(ENCODE, FILES=json.dumps(files))
+    (told, whole, exact), (also, packed, out) = found
+    exact, out = torch.load(exact), torch.load(out)
+    assert (told, whole) == (also, {})
+    assert packed.keys() == {"nvfp4", "int8_tensorwise"}
+    assert out.isfinite().all()
+    assert 0 < float((out - exact).norm() / exact.norm()) < PLANS["auto"][1]
+    # The last numbers are CLIP's, which nothing changed.
+    assert torch.equal(out[-CLIP["hidden_size"] :], exact[-CLIP["hidden_size"] :])
+
+
 def test_comfyui_encodes_with_the_encoder_of_a_converted_checkpoint(tmp_path):
     """Untouched by default, with the same numbers; converted where that is asked for."""
-    run_comfyui(MAKE, FOLDER=str(tmp_path))
+    run_comfyui(MAKE, FOLDER=str(tmp_path), KINDS="umt5")
     model = load_file(tiny_model("wan_t2v", tmp_path / "wan.safetensors"))
     encoder = load_file(tmp_path / "umt5.safetensors")
     spiece = {"text_encoders.spiece_model": encoder.pop("spiece_model")}
