@@ -20645,6 +20645,8 @@ MEMORY_VERSIONS = ("0.29.0", "0.33.0", "0.38.1")
 # is a video): comfy/supported_models.py and comfy/latent_formats.py.
 SAMPLING_ROWS = (
     ("anima", "", 2048, "", "Anima", 0.95, 8, 4, True),
+    ("auraflow", "", 3072, "", "AuraFlow", 2.0, 8, 1, False),
+    ("boogu", "", 3360, "", "Boogu", 2.15, 8, 1, False),
     ("chroma", "", 3072, "img_in.bias", "Chroma", 3.2, 8, 1, False),
     ("chroma", "", 3072, "img_in_patch.bias", "ChromaRadiance", 0.044, 1, 1, False),
     ("cogvideox", "I2V", 3072, "", "CogVideoX_I2V", 2.0, 8, 4, True),
@@ -20658,40 +20660,63 @@ SAMPLING_ROWS = (
     ("cosmos-predict2", "", 5120, "", "CosmosT2IPredict2", 2.375, 8, 4, True),
     ("cosmos-predict2", "I2V", 2048, "", "CosmosI2VPredict2", 0.95, 8, 4, True),
     ("cosmos-predict2", "I2V", 5120, "", "CosmosI2VPredict2", 2.375, 8, 4, True),
+    ("ernie-image", "", 4096, "", "ErnieImage", 10.0, 16, 1, False),
+    ("flux", "Fill", 3072, "", "FluxInpaint", 3.1, 8, 1, False),
+    ("flux", "LongCat", 3072, "", "LongCatImage", 2.5, 8, 1, False),
+    ("flux", "Ovis", 3072, "", "FluxSchnell", 3.1, 8, 1, False),
     ("flux", "dev", 3072, "", "Flux", 3.1, 8, 1, False),
     ("flux", "schnell", 3072, "", "FluxSchnell", 3.1, 8, 1, False),
     ("flux2", "", 3072, "", "Flux2", 14.628571, 16, 1, False),
     ("flux2", "", 4096, "", "Flux2", 19.504762, 16, 1, False),
     ("flux2", "", 6144, "", "Flux2", 29.257143, 16, 1, False),
+    ("hidream", "", 2560, "", "HiDream", 2.0, 8, 1, False),
+    ("hidream-o1", "", 4096, "", "HiDreamO1", 0.033, 1, 1, False),
+    ("hunyuan-dit", "", 1408, "", "HunyuanDiT", 1.3, 8, 1, False),
     ("hunyuan-video", "", 3072, "", "HunyuanVideo", 1.8, 8, 4, True),
     ("hunyuan-video", "1.5", 2048, "", "HunyuanVideo15", 4.0, 16, 4, True),
     ("hunyuan-video", "I2V", 3072, "", "HunyuanVideoI2V", 1.8, 8, 4, True),
     ("hunyuan-video", "Image 2.1", 3584, "", "HunyuanImage21", 8.7, 32, 1, False),
     ("hunyuan-video", "Skyreels I2V", 3072, "", "HunyuanVideoSkyreelsI2V", 1.8, 8, 4, True),
+    ("ideogram4", "", 4608, "", "Ideogram4", 11.6, 16, 1, False),
+    ("joyimage", "", 3072, "", "JoyImage", 1.8, 8, 4, True),
     ("kandinsky5", "Image", 2560, "", "Kandinsky5Image", 1.25, 8, 1, False),
     ("kandinsky5", "Video Lite", 1792, "", "Kandinsky5", 1.25, 8, 4, True),
     ("kandinsky5", "Video Pro", 4096, "", "Kandinsky5", 1.25, 8, 4, True),
     ("kandinsky6", "Lite", 1792, "", "Kandinsky6", 1.25, 8, 4, True),
     ("kandinsky6", "Pro", 4096, "", "Kandinsky6", 1.25, 8, 4, True),
+    ("krea2", "", 6144, "", "Krea2", 2.2, 8, 4, True),
+    ("lens", "", 1536, "", "Lens", 4.0, 16, 1, False),
     ("ltx-video", "", 2048, "", "LTXV", 5.5, 32, 8, True),
     ("ltx-video", "", 4096, "", "LTXV", 11.0, 32, 8, True),
     ("ltx2", "", 2048, "", "LTXAV", 16.5, 32, 8, True),
     ("ltx2", "2.3", 2048, "", "LTXAV", 16.5, 32, 8, True),
     ("ltx2", "2.5", 2048, "", "LTXAV", 16.5, 32, 8, True),
     ("lumina2", "", 2304, "", "Lumina2", 1.4, 8, 1, False),
+    ("lumina2", "NewBie", 2304, "", "Lumina2", 1.4, 8, 1, False),
+    ("mage-flow", "", 3072, "", "MageFlow", 6.5, 16, 1, False),
     ("minimax-h3", "", 5376, "", "MiniMaxH3", 0.114, 16, 4, True),
     ("minimax-h3", "pruned", 5376, "", "MiniMaxH3", 0.114, 16, 4, True),
     ("mochi", "", 3072, "", "GenmoMochi", 2.0, 8, 6, True),
+    ("omnigen2", "", 2520, "", "Omnigen2", 1.95, 8, 1, False),
+    ("pixart", "Alpha", 1152, "", "PixArtAlpha", 0.5, 8, 1, False),
+    ("pixart", "Sigma", 1152, "", "PixArtSigma", 0.5, 8, 1, False),
+    ("pixeldit", "", 1536, "", "PixelDiTT2I", 0.04, 1, 1, False),
+    ("pixeldit", "PiD", 1536, "", "PiD", 0.04, 1, 1, False),
     ("qwen-image", "", 3072, "", "QwenImage", 1.8, 8, 4, True),
     ("qwen-image", "Edit 2511", 3072, "", "QwenImage", 1.8, 8, 4, True),
     ("qwen-image", "Layered", 3072, "", "QwenImage", 1.8, 8, 4, True),
+    ("qwen-image-2.1", "", 4096, "", "QwenImage21", 6.0, 16, 1, False),
+    ("sd3", "", 1536, "", "SD3", 1.6, 8, 1, False),
+    ("sd3", "3.5 Large", 2432, "", "SD3", 1.6, 8, 1, False),
+    ("sd3", "3.5 Medium", 1536, "", "SD3", 1.6, 8, 1, False),
     ("sdxl", "base", 1280, "", "SDXL", 0.8, 8, 1, False),
     ("sdxl", "distilled", 1280, "", "SSD1B", 0.8, 8, 1, False),
     ("sdxl", "inpainting", 1280, "", "SDXL", 0.8, 8, 1, False),
     ("sdxl", "instruct-pix2pix", 1280, "", "SDXL_instructpix2pix", 0.8, 8, 1, False),
     ("sdxl-refiner", "", 1536, "", "SDXLRefiner", 1.0, 8, 1, False),
-    ("seedvr2", "", 2560, "", "SeedVR2", 2.0, 8, 1, True),
-    ("seedvr2", "", 3072, "", "SeedVR2", 2.0, 8, 1, True),
+    ("seedvr2", "", 2560, "", "SeedVR2", 2.0, 8, 4, True),
+    ("seedvr2", "", 3072, "", "SeedVR2", 2.0, 8, 4, True),
+    ("sensenova-u1.5", "", 4096, "", "SenseNovaU15", 2.0, 1, 1, False),
     ("stable-diffusion", "1.x", 1280, "", "SD15", 1.0, 8, 1, False),
     ("stable-diffusion", "2.x", 1280, "", "SD20", 1.0, 8, 1, False),
     ("stable-diffusion", "2.x unCLIP", 1280, "", "SD21UnclipH", 1.0, 8, 1, False),
@@ -20837,6 +20862,9 @@ HALF_BYTES = 2
 PCIE_RATE = 31.5e9
 # Frames are made smaller before width and height, as long as this many are left.
 LEAST_FRAMES = 25
+# Frames are told as one more than a multiple of this many, which models of 4, 6 and 8 frames for a
+# place of the latent take.
+FRAME_STEP = 24
 # Width and height are told in multiples of so many pixels, which every model takes.
 SIDE_STEP = 32
 # Where the figures come from, for reports.
@@ -21001,7 +21029,8 @@ def smaller_size(stage: Stage, weights: int) -> str:
         return ""
     width, height, frames = stage.size
     share = room / stage.activations
-    fewer = int(frames * share * 0.97 - 1) // 4 * 4 + 1
+    share = min(share, 1.0)
+    fewer = int(frames * share * 0.97 - 1) // FRAME_STEP * FRAME_STEP + 1
     if fewer >= LEAST_FRAMES:
         return frames_told((width, height, fewer))
     side = math.sqrt(share * 0.97)
@@ -21025,15 +21054,14 @@ def stage_data(stage: Stage, nbytes: int) -> dict[str, object]:
 
 # ── nvfp4/fit/needs.py: Find what a file is in a pipeline, and estimate its stage on a card ───────
 
-# What is sampled where --size says nothing: as documented workflows do, see `calibrate.recipes`.
+# What is sampled where --size says nothing and no run of `tokens` tells it.
 IMAGE_SIZE: FrameSize = (1024, 1024, 1)
-USUAL_SIZES: dict[tuple[str, str], FrameSize] = {
-    ("wan", ""): (832, 480, 81),
+# Variants that are used otherwise than their family, whose size `tokens` has: as ComfyUI's workflow
+# templates set them.
+OTHER_SIZES: dict[tuple[str, str], FrameSize] = {
     ("wan", "TI2V"): (1280, 704, 121),
-    ("ltx2", ""): (768, 512, 97),
-    ("ltx-video", ""): (768, 512, 97),
-    ("hunyuan-video", ""): (848, 480, 25),
-    ("cosmos-predict2", ""): (848, 480, 93),
+    ("hunyuan-video", "Image 2.1"): (2048, 2048, 1),
+    ("kandinsky5", "Image"): IMAGE_SIZE,
 }
 # Encoders whose class estimates activations: at least 642 tokens of 3 MiB for LTX-2's
 # (comfy/text_encoders/lt.py, memory_estimation_function).
@@ -21063,11 +21091,29 @@ def need_of(model: Model) -> SamplingNeed | None:
     )
 
 
-def usual_size(model: Model) -> FrameSize:
-    """Tell what a model samples where nobody says it."""
+def usual_size(family: str, variant: str = "") -> FrameSize:
+    """Tell what a family's models sample where nobody says it: the size of its typical run."""
+    if (family, variant) in OTHER_SIZES:
+        return OTHER_SIZES[family, variant]
+    title = RUNS[family].title if family in RUNS else ""
+    found = re.match(r"(?:(\d+) frames of )?(\d+) x (\d+)", title)
+    return (int(found[2]), int(found[3]), int(found[1] or 1)) if found else IMAGE_SIZE
+
+
+def size_notes(options: Options, model: Model) -> tuple[Note, ...]:
+    """Say which size --fit takes where --size does not give all of it."""
     family, variant = recognise(model)
-    usual = USUAL_SIZES.get((family, ""), IMAGE_SIZE)
-    return USUAL_SIZES.get((family, variant), usual)
+    usual = usual_size(family, variant)
+    if family in ENCODERS:
+        return ()
+    if options.size is None:
+        what = f"--fit counts on {frames_told(usual)}, as no --size is given"
+        return (Note(what, Rank.NOTE),)
+    if options.size[2] == 1 < usual[2]:
+        whole = frames_told((*options.size[:2], usual[2]))
+        what = f"--fit counts on one frame; for {usual[2]} of them give --size {whole}"
+        return (Note(what, Rank.NOTE),)
+    return ()
 
 
 def stage_of(options: Options, model: Model) -> Stage:
@@ -21087,10 +21133,10 @@ def stage_of(options: Options, model: Model) -> Stage:
     row = need_of(model)
     if row is None:
         raise ConvertError(
-            f"{options.source}: --fit knows no estimate of ComfyUI's for this model; give "
-            "--target-size, about the card's memory less a third"
+            f"{options.source}: --fit has no estimate of this model's activations, which it has of "
+            "known models of images and videos; give --target-size"
         )
-    size = options.size or usual_size(model)
+    size = options.size or usual_size(family, variant)
     why = f"{row.comfy_class}: memory_usage_factor {row.factor:g} x {row.places(size)} places"
     return Stage(
         kind=StageKind.SAMPLES, card=options.fit,
@@ -21127,7 +21173,7 @@ def stage_of_vae(options: Options, model: Model, size: FrameSize | None) -> tupl
     class that the card has, else to float32.
     """
     row = decoding_of(model)
-    size = size or (USUAL_SIZES["wan", ""] if row.is_video else IMAGE_SIZE)
+    size = size or (usual_size("wan") if row.is_video else IMAGE_SIZE)
     has = ("float16",) if options.card and CARDS[options.card].half == "float16" else row.halves
     item = HALF_BYTES if {*has} & {*row.halves} else 2 * HALF_BYTES
     count = sum(prod(ref.shape) for ref in model.tensors.values())
@@ -31079,13 +31125,14 @@ def settle_fit(options: Options, model: Model, planner: Callable[..., Plan]) -> 
     stage = stage_of(options, model)
     target = stage.budget + stage.beside
     free = open_to_fit(options)
-    reach, notes = reach_of(free, model, planner), ()
+    reach, notes = reach_of(free, model, planner), size_notes(options, model)
     if reach.least > target and may_open_edges(free):
         opened = dataclasses.replace(free, edge_blocks=0)
         freer = reach_of(opened, model, planner)
         if freer.least <= target:
             what = "--fit opens the first and last blocks to the choice, which are 16-bit else"
-            free, reach, notes = opened, freer, (Note(f"{what} (--edge-blocks 0)", Rank.NOTE),)
+            free, reach = opened, freer
+            notes += (Note(f"{what} (--edge-blocks 0)", Rank.NOTE),)
         elif freer.least < reach.least:
             free, reach = opened, freer
     if reach.least > target:
@@ -31124,7 +31171,10 @@ def too_large(
         ways.append(f"--size {size} fits")
     edges = " --edge-blocks 0" if free.edge_blocks == 0 and options.edge_blocks is None else ""
     sized = f"{as_typed(free, model, reach.least)}{edges}"
-    ways.append(f"{sized} makes the smallest, of which {offloaded(-stage.left(reach.least))}")
+    if stage.budget > 0:
+        ways.append(f"{sized} makes the smallest, of which {offloaded(least - stage.budget)}")
+    elif not ways:
+        ways.append("activations and reserve alone are more than the card has")
     return ConvertError(f"{told}; {'; or '.join(ways)}")
 
 

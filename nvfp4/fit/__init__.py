@@ -14,7 +14,7 @@ from nvfp4.fit.estimate import (
     smaller_size,
     stage_data,
 )
-from nvfp4.fit.needs import stage_of, stage_of_vae, vae_in
+from nvfp4.fit.needs import size_notes, stage_of, stage_of_vae, vae_in
 
 __all__ = [
     "Stage",
@@ -23,6 +23,7 @@ __all__ = [
     "frames_told",
     "memory_told",
     "offloaded",
+    "size_notes",
     "smaller_size",
     "stage_data",
     "stage_of",

@@ -35,6 +35,9 @@ HALF_BYTES = 2
 PCIE_RATE = 31.5e9
 # Frames are made smaller before width and height, as long as this many are left.
 LEAST_FRAMES = 25
+# Frames are told as one more than a multiple of this many, which models of 4, 6 and 8 frames for a
+# place of the latent take.
+FRAME_STEP = 24
 # Width and height are told in multiples of so many pixels, which every model takes.
 SIDE_STEP = 32
 # Where the figures come from, for reports.
@@ -199,7 +202,8 @@ def smaller_size(stage: Stage, weights: int) -> str:
         return ""
     width, height, frames = stage.size
     share = room / stage.activations
-    fewer = int(frames * share * 0.97 - 1) // 4 * 4 + 1
+    share = min(share, 1.0)
+    fewer = int(frames * share * 0.97 - 1) // FRAME_STEP * FRAME_STEP + 1
     if fewer >= LEAST_FRAMES:
         return frames_told((width, height, fewer))
     side = math.sqrt(share * 0.97)

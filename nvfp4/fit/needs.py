@@ -23,20 +23,22 @@ from nvfp4.fit.estimate import (
     Stage,
     StageKind,
     activations_of,
+    frames_told,
 )
 from nvfp4.model import Model, bare, header_text
+from nvfp4.notes import Note, Rank
 from nvfp4.options import Options
 from nvfp4.read.checkpoint import open_model
+from nvfp4.tokens import RUNS
 
-# What is sampled where --size says nothing: as documented workflows do, see `calibrate.recipes`.
+# What is sampled where --size says nothing and no run of `tokens` tells it.
 IMAGE_SIZE: FrameSize = (1024, 1024, 1)
-USUAL_SIZES: dict[tuple[str, str], FrameSize] = {
-    ("wan", ""): (832, 480, 81),
+# Variants that are used otherwise than their family, whose size `tokens` has: as ComfyUI's workflow
+# templates set them.
+OTHER_SIZES: dict[tuple[str, str], FrameSize] = {
     ("wan", "TI2V"): (1280, 704, 121),
-    ("ltx2", ""): (768, 512, 97),
-    ("ltx-video", ""): (768, 512, 97),
-    ("hunyuan-video", ""): (848, 480, 25),
-    ("cosmos-predict2", ""): (848, 480, 93),
+    ("hunyuan-video", "Image 2.1"): (2048, 2048, 1),
+    ("kandinsky5", "Image"): IMAGE_SIZE,
 }
 # Encoders whose class estimates activations: at least 642 tokens of 3 MiB for LTX-2's
 # (comfy/text_encoders/lt.py, memory_estimation_function).
@@ -66,11 +68,29 @@ def need_of(model: Model) -> SamplingNeed | None:
     )
 
 
-def usual_size(model: Model) -> FrameSize:
-    """Tell what a model samples where nobody says it."""
+def usual_size(family: str, variant: str = "") -> FrameSize:
+    """Tell what a family's models sample where nobody says it: the size of its typical run."""
+    if (family, variant) in OTHER_SIZES:
+        return OTHER_SIZES[family, variant]
+    title = RUNS[family].title if family in RUNS else ""
+    found = re.match(r"(?:(\d+) frames of )?(\d+) x (\d+)", title)
+    return (int(found[2]), int(found[3]), int(found[1] or 1)) if found else IMAGE_SIZE
+
+
+def size_notes(options: Options, model: Model) -> tuple[Note, ...]:
+    """Say which size --fit takes where --size does not give all of it."""
     family, variant = recognise(model)
-    usual = USUAL_SIZES.get((family, ""), IMAGE_SIZE)
-    return USUAL_SIZES.get((family, variant), usual)
+    usual = usual_size(family, variant)
+    if family in ENCODERS:
+        return ()
+    if options.size is None:
+        what = f"--fit counts on {frames_told(usual)}, as no --size is given"
+        return (Note(what, Rank.NOTE),)
+    if options.size[2] == 1 < usual[2]:
+        whole = frames_told((*options.size[:2], usual[2]))
+        what = f"--fit counts on one frame; for {usual[2]} of them give --size {whole}"
+        return (Note(what, Rank.NOTE),)
+    return ()
 
 
 def stage_of(options: Options, model: Model) -> Stage:
@@ -90,10 +110,10 @@ def stage_of(options: Options, model: Model) -> Stage:
     row = need_of(model)
     if row is None:
         raise ConvertError(
-            f"{options.source}: --fit knows no estimate of ComfyUI's for this model; give "
-            "--target-size, about the card's memory less a third"
+            f"{options.source}: --fit has no estimate of this model's activations, which it has of "
+            "known models of images and videos; give --target-size"
         )
-    size = options.size or usual_size(model)
+    size = options.size or usual_size(family, variant)
     why = f"{row.comfy_class}: memory_usage_factor {row.factor:g} x {row.places(size)} places"
     return Stage(
         kind=StageKind.SAMPLES, card=options.fit,
@@ -130,7 +150,7 @@ def stage_of_vae(options: Options, model: Model, size: FrameSize | None) -> tupl
     class that the card has, else to float32.
     """
     row = decoding_of(model)
-    size = size or (USUAL_SIZES["wan", ""] if row.is_video else IMAGE_SIZE)
+    size = size or (usual_size("wan") if row.is_video else IMAGE_SIZE)
     has = ("float16",) if options.card and CARDS[options.card].half == "float16" else row.halves
     item = HALF_BYTES if {*has} & {*row.halves} else 2 * HALF_BYTES
     count = sum(prod(ref.shape) for ref in model.tensors.values())

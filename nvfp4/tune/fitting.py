@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from nvfp4.errors import ConvertError, gigabytes
-from nvfp4.fit import Stage, offloaded, smaller_size, stage_of
+from nvfp4.fit import Stage, offloaded, size_notes, smaller_size, stage_of
 from nvfp4.formats.floats import HALF
 from nvfp4.model import Model
 from nvfp4.notes import Note, Rank
@@ -43,13 +43,14 @@ def settle_fit(options: Options, model: Model, planner: Callable[..., Plan]) -> 
     stage = stage_of(options, model)
     target = stage.budget + stage.beside
     free = open_to_fit(options)
-    reach, notes = reach_of(free, model, planner), ()
+    reach, notes = reach_of(free, model, planner), size_notes(options, model)
     if reach.least > target and may_open_edges(free):
         opened = dataclasses.replace(free, edge_blocks=0)
         freer = reach_of(opened, model, planner)
         if freer.least <= target:
             what = "--fit opens the first and last blocks to the choice, which are 16-bit else"
-            free, reach, notes = opened, freer, (Note(f"{what} (--edge-blocks 0)", Rank.NOTE),)
+            free, reach = opened, freer
+            notes += (Note(f"{what} (--edge-blocks 0)", Rank.NOTE),)
         elif freer.least < reach.least:
             free, reach = opened, freer
     if reach.least > target:
@@ -88,7 +89,10 @@ def too_large(
         ways.append(f"--size {size} fits")
     edges = " --edge-blocks 0" if free.edge_blocks == 0 and options.edge_blocks is None else ""
     sized = f"{as_typed(free, model, reach.least)}{edges}"
-    ways.append(f"{sized} makes the smallest, of which {offloaded(-stage.left(reach.least))}")
+    if stage.budget > 0:
+        ways.append(f"{sized} makes the smallest, of which {offloaded(least - stage.budget)}")
+    elif not ways:
+        ways.append("activations and reserve alone are more than the card has")
     return ConvertError(f"{told}; {'; or '.join(ways)}")
 
 

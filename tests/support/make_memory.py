@@ -72,6 +72,9 @@ VAES = {
          "decoder.head.2.weight": (3, 96, 3, 3, 3)},
     ),
 }  # fmt: skip
+# Frames for each place of the latent of models whose latent format does not say it, by their VAE
+# (comfy/sd.py, upscale_ratio).
+TIME_OF_VAE = {"SeedVR2": 4}
 # Further than the frames at which any VAE's estimate changes its slope.
 FRAMES = 40
 
@@ -94,6 +97,7 @@ def sampled(path: Path) -> list | None:
     latent = config.latent_format
     space, time = latent.spacial_downscale_ratio, latent.temporal_downscale_ratio
     kind = type(config).__name__
+    time = TIME_OF_VAE.get(kind, time)
     return [kind, config.memory_usage_factor, space, time, latent.latent_dimensions == 3]
 
 

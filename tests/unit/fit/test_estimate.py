@@ -16,6 +16,7 @@ from nvfp4.fit.estimate import (
     SAMPLING,
     activations_of,
 )
+from nvfp4.fit.needs import usual_size
 from nvfp4.model import Model, TensorRef
 from nvfp4.options import Options
 from support.make_families import read_headers
@@ -100,3 +101,12 @@ def test_fewer_frames_are_named_before_smaller_pictures():
     assert smaller_size(stage(), room + 2 * GIB) == "832x480x49"
     assert smaller_size(stage(), room + 5 * GIB) == "320x192x81"
     assert smaller_size(stage(), room + 6 * GIB) == ""
+
+
+@pytest.mark.parametrize("row", SAMPLING, ids=lambda row: f"{row.family}-{row.variant}")
+def test_videos_are_counted_with_the_frames_that_they_usually_have(row):
+    width, height, frames = usual_size(row.family, row.variant)
+    assert min(width, height) >= 480
+    # Classes of ComfyUI for images, whose latents have a place for frames all the same.
+    images = {name for name, family in FAMILIES.items() if "video" not in family.makes}
+    assert (frames > 1) == ((row.is_video and row.family not in images) or row.family == "svd")
