@@ -5527,6 +5527,9 @@ def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:
     a line for each mistake.
     """
     whole = parse_recipe(path)
+    for name in MODEL_TABLES:
+        if (other := name.replace("-", "_")) != name and other in whole:
+            raise ConvertError(f"{path}: {other} is no table of a recipe; it is [[{name}]]")
     tables = {name: whole.pop(name) for name in MODEL_TABLES if name in whole}
     for name, models in tables.items():
         is_list = isinstance(models, list) and models
@@ -8537,7 +8540,8 @@ def fits(words: Iterable[str], name: str, row: Family) -> bool:
 
     A file's name is found by the beginnings of published names, too.
     """
-    texts = (name, row.title, *kinds(name, row), *row.known_as, *row.makes)
+    what = ("text encoder",) if name in ENCODERS else ()
+    texts = (name, row.title, *kinds(name, row), *row.known_as, *row.makes, *what)
     known = [plain(text) for text in texts]
 
     def is_in(word: str) -> bool:

@@ -80,7 +80,8 @@ def fits(words: Iterable[str], name: str, row: Family) -> bool:
 
     A file's name is found by the beginnings of published names, too.
     """
-    texts = (name, row.title, *kinds(name, row), *row.known_as, *row.makes)
+    what = ("text encoder",) if name in ENCODERS else ()
+    texts = (name, row.title, *kinds(name, row), *row.known_as, *row.makes, *what)
     known = [plain(text) for text in texts]
 
     def is_in(word: str) -> bool:

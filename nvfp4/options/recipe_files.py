@@ -68,6 +68,9 @@ def read_recipe(path: Path, rows: Iterable[Option]) -> list[dict[str, object]]:
     a line for each mistake.
     """
     whole = parse_recipe(path)
+    for name in MODEL_TABLES:
+        if (other := name.replace("-", "_")) != name and other in whole:
+            raise ConvertError(f"{path}: {other} is no table of a recipe; it is [[{name}]]")
     tables = {name: whole.pop(name) for name in MODEL_TABLES if name in whole}
     for name, models in tables.items():
         is_list = isinstance(models, list) and models

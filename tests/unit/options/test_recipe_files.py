@@ -110,6 +110,11 @@ def test_false_is_not_given(tmp_path):
     assert read_recipe(recipe, ROWS) == [{"--min-ffn-fp8": True}]
 
 
+def test_a_table_with_an_underscore_is_told_its_name(tmp_path):
+    (told,) = mistakes(tmp_path, "[[text_encoder]]\nsource = 'a.safetensors'\n")
+    assert told == "text_encoder is no table of a recipe; it is [[text-encoder]]"
+
+
 def test_every_mistake_is_a_line_with_the_file_and_the_key(tmp_path, capsys):
     text = """
         quiett = true
