@@ -99,7 +99,7 @@ def test_nothing_is_written_where_a_part_does_not_fit(capsys, parts):
     assert (status, out, [*(parts / "out").iterdir()]) == (1, "", [])
     assert len(err.splitlines()) == 2
     assert "where a card of 8 GB with " in err
-    assert re.search(r"; --size \d+x\d+x\d+ fits; or --target-size ", err)
+    assert re.search(r"; --size \d+x\d+x\d+ fits$", err, re.MULTILINE)
 
 
 def test_resume_leaves_out_what_is_complete_and_tells_of_all(capsys, parts):
@@ -133,7 +133,7 @@ def test_fit_is_refused_for_a_model_that_comfyui_has_no_estimate_of(tmp_path):
         fit="16GB",
         preset="all",
     )
-    with pytest.raises(ConvertError, match=r"no estimate of ComfyUI's for this model; give"):
+    with pytest.raises(ConvertError, match="no estimate of this model's activations"):
         convert(task)
 
 
