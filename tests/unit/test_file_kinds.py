@@ -231,7 +231,7 @@ def test_no_model_of_comfyui_is_of_another_kind(path, tmp_path):
     file = header_only(tmp_path / "m.safetensors", {
         name: ("BF16", shape) for name, shape in shapes.items()
     }, {})  # fmt: skip
-    for prefix in ("", "model.diffusion_model.", "model."):
+    for prefix in ("", "model.diffusion_model."):
         named = {prefix + name: shape for name, shape in shapes.items()}
         assert kind_of_file(named, is_model=bool(model_prefixes(named))) is None
     model = open_source(file).model

@@ -30,8 +30,14 @@ def test_work_is_dealt_evenly_and_once(tiny):
         assert max(loads) < 1.3 * min(loads)
 
 
-@pytest.mark.parametrize("formats", ["nvfp4,int8,16bit", "int8,16bit"])
-@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("formats", "stored"),
+    [
+        ("int8,16bit", torch.float16),
+        ("nvfp4,int8,16bit", torch.float32),
+        ("nvfp4,int8,16bit", torch.float8_e4m3fn),
+    ],
+)
 def test_rows_of_a_layer_in_pieces_make_the_same_file(formats, stored, tmp_path, monkeypatch):
     """An embedding and layers in INT8, whose last piece has fewer rows than the others."""
     source = tmp_path / "t5.safetensors"
