@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from nvfp4.families import FAMILIES as ROWS_OF_MODELS
 from support.comfyui import PREAMBLE
 from support.models_image import IMAGE_CONFIGURATIONS, IMAGE_MODELS
 from support.models_unet import UNET_CONFIGURATIONS, UNET_MODELS
@@ -73,6 +74,16 @@ def read_headers(path: Path) -> Shapes:
         shape = tuple(int(number) for number in size.split(",") if number)
         shapes |= dict.fromkeys(expand(name), shape)
     return shapes
+
+
+def of_no_family(shapes: Shapes) -> Shapes:
+    """A published model without the tensors that its family is told by."""
+    keys = [re.compile(key) for family in ROWS_OF_MODELS.values() for key in family.keys]
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if not any(key.match(f"{name} {[*shape]}") for key in keys)
+    }
 
 
 MODELS: dict[str, Published] = IMAGE_MODELS | VIDEO_MODELS | UNET_MODELS
