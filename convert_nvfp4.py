@@ -19691,6 +19691,13 @@ def shown(tensor: object) -> str:
     return f"{str(tensor.dtype).replace('torch.', '')} {list(tensor.shape)}"
 
 
+def unordered(value: object) -> object:
+    """Sort a list of different numbers: ComfyUI collects numbers of blocks in the file's order."""
+    if isinstance(value, list) and all(type(one) is int for one in value):
+        return sorted(value) if len({*value}) == len(value) else value
+    return value
+
+
 class Watch:
     """Note what ComfyUI detects and loads, and have it build its models on the meta device.
 
@@ -19732,7 +19739,7 @@ class Watch:
     def detect_watched(self, fields: dict, *args: object, **kwargs: object) -> object:
         """Find the class for a configuration as ComfyUI does, and note both."""
         # Noted first: the dtype to compute in, which the file does not decide, is added later.
-        texts = {key: str(value) for key, value in fields.items()}
+        texts = {key: str(unordered(value)) for key, value in fields.items()}
         config = self.detect(fields, *args, **kwargs)
         self.detected = ("" if config is None else type(config).__name__, texts)
         return config
